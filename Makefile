@@ -1,0 +1,44 @@
+# `make` or `make help` lists the targets. PYTHON chooses the interpreter that makes the
+# environment, VENV its folder.
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint format ablations bench
+
+help:  ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# The stamp is newer than the two files that say what is installed, or setup runs again.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+setup: $(VENV)/.installed  ## Make .venv and install everything into it
+
+demo: setup  ## Train a small DiT4SR here, restore held-out photos with it, show the table
+	$(BIN)/python -m dit4sr.studies.demo $(ARGS)
+
+test: setup  ## Run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: setup  ## Run the tests that take minutes
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: setup  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup  ## Mend style where that can be done automatically
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+ablations: setup  ## Train and compare the six models on the embedded photos
+	$(BIN)/python experiments/ablation/run.py $(ARGS)
+
+bench: setup  ## Measure speed
+	$(BIN)/python -m benchmarks $(ARGS)

@@ -1,0 +1,205 @@
+"""Autoencoders behind one interface: images in [0, 1] ↔ normalised latents.
+
+``encode`` takes (B, 3, H, W) in [0, 1], H and W multiples of ``scale``, and returns the
+normalised latent (B, ``channels``, H/scale, W/scale); ``decode`` is its inverse, clipped to
+[0, 1]. Normalised means (z − shift_factor)·scaling_factor for diffusers' models.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dit4sr.errors import UserError
+
+
+class Autoencoder(Protocol):
+    """What training and restoration need of an autoencoder."""
+
+    scale: int
+    """Pixels per latent pixel, along each side."""
+    channels: int
+    """Latent channels."""
+
+    def encode(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
+        """(B, 3, H, W) in [0, 1] → normalised latent (B, C, H/scale, W/scale).
+
+        Args:
+            noise: standard normal draws in the latent's shape, to sample the posterior with;
+                None takes its mode. Autoencoders without a posterior ignore it.
+        """
+        ...
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Normalised latent → (B, 3, H, W) in [0, 1]."""
+        ...
+
+
+def check_image(image: Tensor, scale: int) -> None:
+    """Refuse an image that cannot be encoded.
+
+    Raises:
+        ValueError: unless (B, 3, H, W) with H and W multiples of ``scale``.
+    """
+    if image.ndim != 4 or image.shape[1] != 3:
+        raise ValueError(f"an image batch is (B, 3, H, W), not {tuple(image.shape)}")
+    if image.shape[-2] % scale or image.shape[-1] % scale:
+        raise ValueError(
+            f"image of {image.shape[-2]}×{image.shape[-1]}: both sides must be multiples of {scale}"
+        )
+
+
+def dct_matrix(n: int) -> Tensor:
+    """The orthonormal DCT-II, (n, n): row k is the k-th basis function."""
+    k, i = torch.arange(n, dtype=torch.float64)[:, None], torch.arange(n, dtype=torch.float64)[None]
+    matrix = torch.cos(math.pi * (2 * i + 1) * k / (2 * n)) * math.sqrt(2 / n)
+    matrix[0] /= math.sqrt(2)
+    return matrix
+
+
+LATENT_MEAN = (2.87, *(0.0,) * 13, 0.22, 0.0)
+LATENT_STD = (
+    1.7,
+    0.245,
+    0.245,
+    0.135,
+    0.133,
+    0.135,
+    0.078,
+    0.097,
+    0.093,
+    0.082,
+    0.062,
+    0.073,
+    0.0625,
+    0.05,
+    0.57,
+    0.25,
+)
+"""Mean and deviation of :class:`BlockDCT`'s coefficients over photographs (rounded means of
+astronaut, motorcycle, china and flower and of 60 of BSDS500's training photos)."""
+
+
+class BlockDCT(nn.Module):
+    """An autoencoder without weights: a 4×4 block DCT of luma and two opponent chromas.
+
+    Of a block's 48 coefficients 16 are kept: 14 of luma in zigzag order and the mean of each
+    chroma. Both the colour basis (R+G+B, R−B, R−2G+B, normalised) and the DCT are orthonormal,
+    so a latent's squared error is the image's, channel by channel weighted by ``std``.
+
+    """
+
+    scale = 4
+    channels = 16
+    basis: Tensor
+    mean: Tensor
+    std: Tensor
+    KEPT = (
+        *(
+            (0, u, v)
+            for u, v in ((0, 0), (0, 1), (1, 0), (0, 2), (1, 1), (2, 0), (0, 3), (1, 2), (2, 1), (3, 0))
+        ),
+        *((0, u, v) for u, v in ((1, 3), (2, 2), (3, 1), (2, 3))),
+        (1, 0, 0),
+        (2, 0, 0),
+    )
+    """(colour plane, vertical frequency, horizontal frequency) of each latent channel."""
+
+    def __init__(self, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None) -> None:
+        super().__init__()
+        colour = torch.tensor([[1.0, 1, 1], [1, 0, -1], [1, -2, 1]], dtype=torch.float64)
+        colour = colour / colour.norm(dim=1, keepdim=True)
+        dct = dct_matrix(self.scale)
+        # (C, 3, 4, 4): basis image of each latent channel; encoding is a strided convolution
+        # with it and decoding the transposed one.
+        basis = torch.stack([torch.einsum("c,y,x->cyx", colour[p], dct[u], dct[v]) for p, u, v in self.KEPT])
+        self.register_buffer("basis", basis.float(), persistent=False)
+        self.register_buffer(
+            "mean", torch.tensor(mean if mean is not None else LATENT_MEAN), persistent=False
+        )
+        self.register_buffer("std", torch.tensor(std if std is not None else LATENT_STD), persistent=False)
+
+    def encode(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
+        check_image(image, self.scale)
+        coefficients = nn.functional.conv2d(image, self.basis.to(image.dtype), stride=self.scale)
+        return (coefficients - self.mean[:, None, None]) / self.std[:, None, None]
+
+    def decode(self, latent: Tensor) -> Tensor:
+        coefficients = latent * self.std[:, None, None] + self.mean[:, None, None]
+        return nn.functional.conv_transpose2d(
+            coefficients, self.basis.to(latent.dtype), stride=self.scale
+        ).clamp(0, 1)
+
+
+class DiffusersAutoencoder(nn.Module):
+    """Diffusers' AutoencoderKL or AutoencoderTiny behind this module's interface, frozen.
+
+    AutoencoderKL: latents are (z − shift_factor)·scaling_factor, z a sample of the posterior
+    (SD3.5: 0.0609 and 1.5305). AutoencoderTiny is trained to give normalised latents itself.
+
+    Args:
+        model: the loaded autoencoder.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        from diffusers import AutoencoderKL
+
+        self.model = model.requires_grad_(False).eval()
+        self.has_posterior = isinstance(model, AutoencoderKL)
+        config = model.config
+        self.channels = config.latent_channels
+        levels = config.block_out_channels if self.has_posterior else config.decoder_block_out_channels
+        self.scale = 2 ** (len(levels) - 1)
+        self.shift_factor = (getattr(config, "shift_factor", None) or 0.0) if self.has_posterior else 0.0
+        self.scaling_factor = config.scaling_factor if self.has_posterior else 1.0
+
+    def encode(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
+        check_image(image, self.scale)
+        encoded = self.model.encode((2 * image - 1).to(self.model.dtype))
+        if not self.has_posterior:
+            return encoded.latents
+        posterior = encoded.latent_dist
+        z = posterior.mean if noise is None else posterior.mean + posterior.std * noise.to(posterior.mean)
+        return (z - self.shift_factor) * self.scaling_factor
+
+    def decode(self, latent: Tensor) -> Tensor:
+        z = latent.to(self.model.dtype) / self.scaling_factor + self.shift_factor
+        return (self.model.decode(z).sample / 2 + 0.5).clamp(0, 1)
+
+
+AUTOENCODERS = ("block_dct", "kl", "tiny")
+
+
+def build_autoencoder(config: Mapping[str, Any], pretrained: str | None) -> Autoencoder:
+    """Build the autoencoder that a backbone names.
+
+    Args:
+        config: ``name``: block_dct, kl or tiny; for the latter two optionally ``source``, a
+            folder or hub id of its own (else the backbone's ``vae`` subfolder).
+        pretrained: the backbone's folder or hub id.
+
+    Raises:
+        UserError: for an unknown name, or weights that cannot be loaded.
+    """
+    name = config["name"]
+    if name == "block_dct":
+        return BlockDCT()
+    if name not in AUTOENCODERS:
+        raise UserError(f"autoencoder.name={name!r}: choose one of {', '.join(AUTOENCODERS)}")
+    source, subfolder = (config["source"], None) if config.get("source") else (pretrained, "vae")
+    if not source:
+        raise UserError(f"autoencoder {name!r} needs weights: set backbone.pretrained or autoencoder.source to a folder")
+    import diffusers
+
+    kind = diffusers.AutoencoderKL if name == "kl" else diffusers.AutoencoderTiny
+    try:
+        model = kind.from_pretrained(source, subfolder=subfolder, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"no {kind.__name__} at {source}{'/vae' if subfolder else ''}: download it and set its folder"
+        ) from error
+    return DiffusersAutoencoder(model)

@@ -1,0 +1,1 @@
+"""Photos, shards, degradation and the data module."""

@@ -1,0 +1,32 @@
+"""Writing files so that a half-written one is never seen under its final name."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def write_atomically(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; at the end of the block it takes the final name.
+
+    The temporary name keeps the suffix, for writers that choose the format by it, and begins with a dot and
+    ends differently from every other writer's, so that two processes may write the same file: the last one
+    wins. The parent folders are made. If the block raises, the temporary file is removed and ``path`` is as it
+    was.
+
+    Example:
+        with write_atomically("outputs/table.csv") as temporary:
+            temporary.write_text(text)
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

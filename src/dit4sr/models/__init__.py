@@ -1,0 +1,7 @@
+"""Networks: the LR stream as data (:class:`LRStreamSpec`), DiT4SR and variants, the ControlNet baseline."""
+
+from dit4sr.models.controlnet import SD3ControlNet
+from dit4sr.models.dit4sr import DiT4SRTransformer2DModel
+from dit4sr.models.spec import LRStreamSpec
+
+__all__ = ["DiT4SRTransformer2DModel", "LRStreamSpec", "SD3ControlNet"]

@@ -1,0 +1,157 @@
+"""From a model's and a backbone's config to a network, with what trains and what is frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import SD3Transformer2DModel
+
+from dit4sr.errors import UserError
+from dit4sr.models.controlnet import SD3ControlNet
+from dit4sr.models.dit4sr import DiT4SRTransformer2DModel
+from dit4sr.models.initialisation import initialise_base
+from dit4sr.models.spec import SPEC_PREFIX, LRStreamSpec
+
+Network = DiT4SRTransformer2DModel | SD3ControlNet
+
+SPEC_FIELDS = tuple(SPEC_PREFIX + f.name for f in fields(LRStreamSpec))
+MODEL_FIELDS = {"dit4sr": ("name", "network", *SPEC_FIELDS), "sd3_controlnet": ("name", "network")}
+"""What configs/model/*.yaml states, by network."""
+
+
+def check_model_config(model: Mapping[str, Any]) -> None:
+    """Refuse a model config that misses a field or has one too many.
+
+    Raises:
+        UserError: naming the fields.
+    """
+    network = model.get("network")
+    if network not in MODEL_FIELDS:
+        raise UserError(f"model.network={network!r}: choose one of {', '.join(MODEL_FIELDS)}")
+    expected = set(MODEL_FIELDS[network])
+    missing, unknown = sorted(expected - set(model)), sorted(set(model) - expected)
+    if missing or unknown:
+        raise UserError(
+            f"model {model.get('name')!r}: "
+            + "; ".join(
+                f"{word} {', '.join(names)}" for word, names in (("missing", missing), ("unknown", unknown)) if names
+            )
+            + f"; a model of network {network} states {', '.join(MODEL_FIELDS[network])}"
+        )
+
+
+def spec_of(model: Mapping[str, Any]) -> LRStreamSpec:
+    """The LR stream's specification that a model config states.
+
+    Raises:
+        UserError: for a combination that makes no sense.
+    """
+    check_model_config(model)
+    try:
+        return LRStreamSpec(**{name.removeprefix(SPEC_PREFIX): model[name] for name in SPEC_FIELDS})
+    except ValueError as error:
+        raise UserError(f"model {model['name']}: {error}") from error
+
+
+def differing_fields(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """``field: ours ≠ theirs`` for each field (names aside) in which two model configs differ."""
+    names = sorted((set(ours) | set(theirs)) - {"name"})
+    return [f"{n}: {ours.get(n)} ≠ {theirs.get(n)}" for n in names if ours.get(n) != theirs.get(n)]
+
+
+def load_pretrained_base(source: str) -> SD3Transformer2DModel:
+    """SD3's transformer from a diffusers folder or a hub id, safetensors only.
+
+    Raises:
+        UserError: where there is no such folder or repository, saying where to get it.
+    """
+    try:
+        return SD3Transformer2DModel.from_pretrained(source, subfolder="transformer", use_safetensors=True)
+    except (OSError, ValueError) as error:
+        where = "is no diffusers folder with transformer/" if Path(source).exists() else "cannot be loaded"
+        raise UserError(
+            f"{source} {where}: accept the licence of stabilityai/stable-diffusion-3.5-medium on the hub, download "
+            "it (hf download stabilityai/stable-diffusion-3.5-medium --local-dir FOLDER) and set DIT4SR_SD35=FOLDER, "
+            "or train from scratch with backbone=nano or backbone=small"
+        ) from error
+
+
+def build_network(model: Mapping[str, Any], backbone: Mapping[str, Any], seed: int) -> Network:
+    """Build a network and freeze what does not train.
+
+    A pretrained base stays frozen and only the control weights train; from scratch everything
+    does. Parameters that the specification can never reach are frozen in any case.
+
+    Args:
+        model: configs/model.
+        backbone: configs/backbone.
+        seed: of the weights of a base that starts from scratch. All models get the same base.
+
+    Raises:
+        UserError: for a config that is incomplete, or a base that cannot be loaded.
+    """
+    check_model_config(model)
+    pretrained = backbone.get("pretrained")
+    if pretrained:
+        base = load_pretrained_base(pretrained)
+    else:
+        base = initialise_base(SD3Transformer2DModel(**_transformer_fields(backbone)), seed)
+    network = from_base(model, base, pretrained=bool(pretrained))
+    freeze(network, pretrained=bool(pretrained))
+    return network
+
+
+def from_base(model: Mapping[str, Any], base: SD3Transformer2DModel, *, pretrained: bool) -> Network:
+    """Put the model's LR branch on a base transformer (also on the meta device)."""
+    if model["network"] == "sd3_controlnet":
+        return SD3ControlNet.from_sd3(base)
+    return DiT4SRTransformer2DModel.from_sd3(base, spec_of(model), control_init="zero" if pretrained else "identity")
+
+
+def build_on_meta(model: Mapping[str, Any], backbone: Mapping[str, Any]) -> Network:
+    """The network without storage, for counting: no weights are read."""
+    check_model_config(model)
+    with torch.device("meta"):
+        base = SD3Transformer2DModel(**_transformer_fields(backbone))
+    network = from_base(model, base, pretrained=bool(backbone.get("pretrained")))
+    freeze(network, pretrained=bool(backbone.get("pretrained")))
+    return network
+
+
+def freeze(network: Network, *, pretrained: bool) -> None:
+    """Set ``requires_grad``: the control weights, or everything from scratch, less the unreachable."""
+    trainable = set(network.control_parameter_names()) if pretrained else {n for n, _ in network.named_parameters()}
+    trainable -= set(network.unreachable_parameter_names())
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name in trainable)
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Numbers of parameters (buffers, such as the positional table, not counted)."""
+
+    total: int
+    control: int
+    trainable: int
+    unreachable: int
+
+
+def count_parameters(network: Network) -> ParameterCount:
+    """Count a network's parameters, by role."""
+    sizes = {n: p.numel() for n, p in network.named_parameters()}
+    return ParameterCount(
+        total=sum(sizes.values()),
+        control=sum(sizes[n] for n in network.control_parameter_names()),
+        trainable=sum(p.numel() for p in network.parameters() if p.requires_grad),
+        unreachable=sum(sizes[n] for n in network.unreachable_parameter_names()),
+    )
+
+
+def _transformer_fields(backbone: Mapping[str, Any]) -> dict[str, Any]:
+    transformer = dict(backbone["transformer"])
+    transformer["dual_attention_layers"] = tuple(transformer["dual_attention_layers"])
+    return transformer

@@ -1,0 +1,90 @@
+"""Callbacks: progress with rate and estimate, and checkpoints that are never half written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+from tqdm import tqdm
+
+
+def due(step: int, every: int, steps: int) -> bool:
+    """Whether something that happens every ``every`` steps, and at the end, is due after ``step``; 0 is never."""
+    return every > 0 and (step % every == 0 or step == steps)
+
+
+class StepProgress(Callback):
+    """One line for the whole run: steps done, rate, time left, loss."""
+
+    def __init__(self, steps: int, batch_size: int) -> None:
+        self.steps, self.batch_size = steps, batch_size
+        self.bar: tqdm | None = None
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.bar = tqdm(
+            total=self.steps,
+            initial=trainer.global_step,
+            desc="training",
+            unit="step",
+            disable=not trainer.is_global_zero,
+            dynamic_ncols=True,
+            mininterval=1.0,
+        )
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, *args: Any
+    ) -> None:
+        assert self.bar is not None
+        if advance := trainer.global_step - self.bar.n:
+            self.bar.update(advance)
+            if self.bar.n % trainer.log_every_n_steps == 0 and (rate := self.bar.format_dict["rate"]):
+                loss = float(outputs["loss"])
+                self.bar.set_postfix_str(f"loss {loss:.4f}, {rate * self.batch_size:.0f} samples/s", refresh=False)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def on_exception(self, trainer: lightning.Trainer, *args: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+class Checkpoints(Callback):
+    """``checkpoints/last.ckpt`` every n steps and at the end; ``best.ckpt`` by the held-out loss.
+
+    Written to a temporary name and renamed, so what has been written is never lost.
+    """
+
+    def __init__(self, folder: Path, every: int, steps: int) -> None:
+        self.folder, self.every, self.steps = folder, every, steps
+        self.best: float | None = None
+        self.saved_at = -1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any) -> None:
+        if self.saved_at != trainer.global_step and due(trainer.global_step, self.every, self.steps):
+            self.saved_at = trainer.global_step
+            save(trainer, self.folder / "last.ckpt")
+
+    def validated(self, trainer: lightning.Trainer, loss: float) -> None:
+        """Told the held-out loss after each validation."""
+        if self.best is None or loss < self.best:
+            self.best = loss
+            save(trainer, self.folder / "best.ckpt")
+
+
+def save(trainer: lightning.Trainer, path: Path) -> None:
+    """Save a checkpoint under ``path``, visible there only when it is complete."""
+    temporary = path.with_name(f".{path.name}.partial")
+    trainer.save_checkpoint(temporary)
+    if trainer.is_global_zero:
+        os.replace(temporary, path)

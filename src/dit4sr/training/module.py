@@ -1,0 +1,209 @@
+"""The LightningModule. It only wires: loss, sampling and data are functions elsewhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from dit4sr import flow
+from dit4sr.autoencoders import Autoencoder
+from dit4sr.images import to_unit, upsample_bicubic
+from dit4sr.models.build import Network
+from dit4sr.prompts import TextEncoder
+from dit4sr.randomness import normal
+from dit4sr.sampling import TRAIN_TIMESTEPS
+from dit4sr.training.ema import ExponentialMovingAverage
+
+LOSSES = ("latent", "velocity")
+
+
+def learning_rate_factor(step: int, *, steps: int, warmup: int, schedule: str) -> float:
+    """What the learning rate is multiplied by at ``step``: linear warm-up, then constant or a cosine to zero.
+
+    Raises:
+        ValueError: for an unknown schedule.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule == "constant":
+        return 1.0
+    if schedule == "cosine":
+        return 0.5 + 0.5 * math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup)))
+    raise ValueError(f"training.schedule={schedule!r}: choose constant or cosine")
+
+
+def encode_pair(autoencoder: Autoencoder, hq: Tensor, lq: Tensor, posterior: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Latents of HR and of the upsampled LR.
+
+    Args:
+        hq: uint8 (B, 3, H, W).
+        lq: uint8 (B, 3, h, w), upsampled bicubically to H×W before encoding.
+        posterior: (2, B, C, H/scale, W/scale) normal draws for the autoencoder's posterior.
+
+    Returns:
+        z and the LR latent, both (B, C, H/scale, W/scale).
+    """
+    upsampled = upsample_bicubic(to_unit(lq), *hq.shape[-2:])
+    noise_hq, noise_lq = (None, None) if posterior is None else posterior
+    return autoencoder.encode(to_unit(hq), noise_hq), autoencoder.encode(upsampled, noise_lq)
+
+
+class DiT4SRModule(lightning.LightningModule):
+    """Flow-matching training of any network that has DiT4SR's call.
+
+    Every random number of sample i follows from (seed, i): neither ranks, workers nor a
+    restart change σ or ε.
+
+    Args:
+        network: see :mod:`dit4sr.models`; trainable parameters have ``requires_grad``.
+        autoencoder: frozen.
+        text_encoder: frozen.
+        training: configs/training.
+        steps: of the whole run, for the schedule.
+        seed: the run's.
+        identity: configs of model, backbone, … that are kept in every checkpoint.
+    """
+
+    strict_loading = False  # checkpoints hold the trainable weights alone; see on_load_checkpoint
+
+    def __init__(
+        self,
+        network: Network,
+        autoencoder: Autoencoder,
+        text_encoder: TextEncoder,
+        training: Mapping[str, Any],
+        *,
+        steps: int,
+        seed: int,
+        identity: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        if training["loss"] not in LOSSES:
+            raise ValueError(f"training.loss={training['loss']!r}: choose one of {', '.join(LOSSES)}")
+        learning_rate_factor(0, steps=steps, warmup=0, schedule=training["schedule"])
+        self.network = network
+        # Frozen helpers are kept out of the module's state and of its trainable parameters.
+        self._frozen = {"autoencoder": autoencoder}
+        self.text_encoder = text_encoder
+        self.training_config = dict(training)
+        self.steps = steps
+        self.seed = seed
+        self.identity = identity
+        self.ema = ExponentialMovingAverage(network, training["ema_decay"])
+        if training["gradient_checkpointing"]:
+            network.enable_gradient_checkpointing()
+
+    @property
+    def autoencoder(self) -> Autoencoder:
+        """The frozen autoencoder."""
+        return self._frozen["autoencoder"]
+
+    def on_fit_start(self) -> None:
+        self.ema.to(self.device)
+        if isinstance(self.autoencoder, torch.nn.Module):
+            self.autoencoder.to(self.device)
+
+    def draw_sigma(self, indices: list[int]) -> Tensor:
+        """σ of the samples with these numbers: logit-normal, then shifted (DESIGN section 3). (B,)."""
+        config = self.training_config
+        u = flow.logit_normal(
+            normal(self.seed, indices, "sigma", (1,))[:, 0], config["sigma_mean"], config["sigma_std"]
+        )
+        return flow.shift_sigma(u, config["shift"])
+
+    def loss(self, batch: Mapping[str, Any]) -> Tensor:
+        """The training loss of a batch (see :mod:`dit4sr.data.datamodule`), a scalar."""
+        indices = batch["index"].tolist()
+        _, _, H, W = batch["hq"].shape
+        scale, channels = self.autoencoder.scale, self.autoencoder.channels
+        latent_shape = (channels, H // scale, W // scale)
+        posterior = None
+        if getattr(self.autoencoder, "has_posterior", False):
+            posterior = normal(self.seed, indices, "posterior", (2, *latent_shape)).transpose(0, 1).to(self.device)
+        with torch.no_grad():
+            z, lr_latent = encode_pair(self.autoencoder, batch["hq"], batch["lq"], posterior)
+            text = self.text_encoder.encode(batch["prompt"]).to(self.device)
+        eps = normal(self.seed, indices, "noise", latent_shape).to(self.device)
+        sigma = self.draw_sigma(indices).to(self.device)
+        velocity = self.network(
+            flow.interpolate(z, eps, sigma),
+            lr_latent,
+            sigma * TRAIN_TIMESTEPS,
+            text.tokens,
+            text.pooled,
+            return_dict=False,
+        )
+        if self.training_config["loss"] == "latent":
+            return flow.latent_loss(velocity, z, eps, sigma)
+        return flow.velocity_loss(velocity, z, eps)
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
+        self.log("train/loss", loss, sync_dist=True, batch_size=len(batch["prompt"]))
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            for group, norm in gradient_norms(self.network).items():
+                self.log(f"gradient/{group}", norm)
+            self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.ema.update(self.network, self.global_step - 1)
+
+    def configure_optimizers(self) -> Any:
+        config = self.training_config
+        optimizer = torch.optim.AdamW(
+            [p for p in self.network.parameters() if p.requires_grad],
+            lr=config["learning_rate"],
+            betas=tuple(config["betas"]),
+            weight_decay=config["weight_decay"],
+            fused=True,
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: learning_rate_factor(
+                step, steps=self.steps, warmup=config["warmup_steps"], schedule=config["schedule"]
+            ),
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trainable = {f"network.{n}" for n, p in self.network.named_parameters() if p.requires_grad}
+        checkpoint["state_dict"] = {n: v for n, v in checkpoint["state_dict"].items() if n in trainable}
+        checkpoint["ema"] = self.ema.state_dict()
+        checkpoint["dit4sr"] = self.identity
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trainable = {f"network.{n}" for n, p in self.network.named_parameters() if p.requires_grad}
+        if wrong := sorted(trainable ^ set(checkpoint["state_dict"])):
+            raise ValueError(f"the checkpoint does not fit the network: {', '.join(wrong[:5])} …")
+        self.ema.load_state_dict(checkpoint["ema"])
+
+
+GRADIENT_GROUPS = {
+    "to_q_control": "to_q_control",
+    "to_k_control": "to_k_control",
+    "to_v_control": "to_v_control",
+    "to_out_control": "to_out_control",
+    ".ff.control_": "injection",
+    "controlnet.": "controlnet",
+}
+"""Part of a parameter's name → group under which its gradient norm is logged. At a zero start
+P_q and P_o have no gradient at all, and P_k's is far above P_v's, so one norm would hide much."""
+
+
+def gradient_norms(network: torch.nn.Module) -> dict[str, Tensor]:
+    """L2 norm of the gradients by group (before clipping); ``base`` is what is in no other."""
+    squares: dict[str, list[Tensor]] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.grad is not None:
+            group = next((g for part, g in GRADIENT_GROUPS.items() if part in name), "base")
+            squares.setdefault(group, []).append(parameter.grad)
+    return {g: torch.nn.utils.get_total_norm(gradients) for g, gradients in squares.items()}

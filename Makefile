@@ -41,4 +41,4 @@ ablations: setup  ## Train and compare the six models on the embedded photos
 	$(BIN)/python experiments/ablation/run.py $(ARGS)
 
 bench: setup  ## Measure speed
-	$(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python benchmarks/networks.py $(ARGS)

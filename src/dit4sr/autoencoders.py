@@ -8,7 +8,8 @@ normalised latent (B, ``channels``, H/scale, W/scale); ``decode`` is its inverse
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -61,24 +62,12 @@ def dct_matrix(n: int) -> Tensor:
 
 
 LATENT_MEAN = (2.87, *(0.0,) * 13, 0.22, 0.0)
+# fmt: off
 LATENT_STD = (
-    1.7,
-    0.245,
-    0.245,
-    0.135,
-    0.133,
-    0.135,
-    0.078,
-    0.097,
-    0.093,
-    0.082,
-    0.062,
-    0.073,
-    0.0625,
-    0.05,
-    0.57,
-    0.25,
+    1.7, 0.245, 0.245, 0.135, 0.133, 0.135, 0.078, 0.097,
+    0.093, 0.082, 0.062, 0.073, 0.0625, 0.05, 0.57, 0.25,
 )
+# fmt: on
 """Mean and deviation of :class:`BlockDCT`'s coefficients over photographs (rounded means of
 astronaut, motorcycle, china and flower and of 60 of BSDS500's training photos)."""
 
@@ -192,7 +181,9 @@ def build_autoencoder(config: Mapping[str, Any], pretrained: str | None) -> Auto
         raise UserError(f"autoencoder.name={name!r}: choose one of {', '.join(AUTOENCODERS)}")
     source, subfolder = (config["source"], None) if config.get("source") else (pretrained, "vae")
     if not source:
-        raise UserError(f"autoencoder {name!r} needs weights: set backbone.pretrained or autoencoder.source to a folder")
+        raise UserError(
+            f"autoencoder {name!r} needs weights: set backbone.pretrained or autoencoder.source to a folder"
+        )
     import diffusers
 
     kind = diffusers.AutoencoderKL if name == "kl" else diffusers.AutoencoderTiny

@@ -13,10 +13,9 @@ from pathlib import Path
 def write_atomically(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; at the end of the block it takes the final name.
 
-    The temporary name keeps the suffix, for writers that choose the format by it, and begins with a dot and
-    ends differently from every other writer's, so that two processes may write the same file: the last one
-    wins. The parent folders are made. If the block raises, the temporary file is removed and ``path`` is as it
-    was.
+    The temporary name keeps the suffix, for writers that choose the format by it, begins with a dot, and is
+    no other writer's, so that two processes may write the same file: the last one wins. The parent folders
+    are made. If the block raises, the temporary file is removed and ``path`` is as it was.
 
     Example:
         with write_atomically("outputs/table.csv") as temporary:

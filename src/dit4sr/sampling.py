@@ -31,7 +31,7 @@ def sampling_sigmas(steps: int, shift: float = 3.0, first_sigma: float = 1.0) ->
         first_sigma: start below 1 to sample from a partly noised latent.
 
     Raises:
-        ValueError: for no steps, or a first σ outside (0, 1].
+        ValueError: for no steps, or a first σ outside (0, 1] or below the last one.
     """
     if steps < 1:
         raise ValueError(f"steps={steps}: at least one Euler step is needed")
@@ -40,6 +40,10 @@ def sampling_sigmas(steps: int, shift: float = 3.0, first_sigma: float = 1.0) ->
     first = torch.tensor(first_sigma, dtype=torch.float64)
     unshifted_first = first / (shift - (shift - 1) * first)
     last = shift_sigma(torch.tensor(1 / TRAIN_TIMESTEPS, dtype=torch.float64), shift)
+    if steps > 1 and unshifted_first <= last:
+        raise ValueError(
+            f"first_sigma={first_sigma}: it must exceed the last, {float(shift_sigma(last, shift)):.4f}"
+        )
     u = torch.linspace(float(unshifted_first), float(last), steps, dtype=torch.float64)
     return torch.cat([shift_sigma(u, shift), torch.zeros(1, dtype=torch.float64)])
 

@@ -6,6 +6,8 @@ depth-wise convolution as nine shifted products. Slow and literal on purpose.
 Streams: X (noisy latent), L (LR latent), C (text). Shapes: (B, tokens, D).
 """
 
+# ruff: noqa: E741  (x, l and c are the streams X, L and C of the equations)
+
 from __future__ import annotations
 
 import math

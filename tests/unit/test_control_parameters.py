@@ -71,7 +71,9 @@ def test_unreachable_parameters_with_noise_keys() -> None:
 def test_noise_keys_without_qk_norm_use_the_key_map() -> None:
     """Without qk-norm the two key sources are the same, so nothing of P_k is out of reach."""
     network = tiny_network(SPECS["noise_keys"], qk_norm=None)
-    assert set(network.unreachable_parameter_names()) == with_leaves("transformer_blocks.2.attn", "add_q_proj")
+    assert set(network.unreachable_parameter_names()) == with_leaves(
+        "transformer_blocks.2.attn", "add_q_proj"
+    )
 
 
 def test_controlnet_parameters() -> None:

@@ -82,7 +82,9 @@ def test_reachable_control_weights_of_variant_c() -> None:
     assert millions(network, sorted(reachable)) == 344.68
 
 
-@pytest.mark.parametrize("variant", ["dit4sr", "variant_a", "variant_b", "variant_d", "variant_d_per_channel"])
+@pytest.mark.parametrize(
+    "variant", ["dit4sr", "variant_a", "variant_b", "variant_d", "variant_d_per_channel"]
+)
 def test_all_control_weights_of_the_others_are_reachable(variant: str) -> None:
     network = dit4sr(SPECS[variant])
     assert not set(network.control_parameter_names()) & set(network.unreachable_parameter_names())

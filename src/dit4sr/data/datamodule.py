@@ -1,8 +1,9 @@
-"""The LightningDataModule: training batches from shards, validation pairs from the demo benchmark."""
+"""The LightningDataModule of training batches, and the pairs that validation restores."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from lightning.pytorch import LightningDataModule
 
 from dit4sr.data.degradations import DegradationPreset
 from dit4sr.data.images import UnreadableImage, read_image
-from dit4sr.data.loading import LoaderSettings, TrainingBatches
+from dit4sr.data.loading import Batch, LoaderSettings, TrainingBatches
 from dit4sr.data.prepare import ensure_embedded
 from dit4sr.data.shards import find_shards
 from dit4sr.errors import UserError
@@ -23,13 +24,14 @@ class SRDataModule(LightningDataModule):
     ``train_dataloader`` is called, to resume.
 
     Args:
-        data: the config group ``data``: name (embedded or shards), shards, batch_size (global), workers, lanes,
-            shuffle_buffer, prompt_drop, and optionally max_bad_share.
+        data: the config group ``data``: name (embedded or shards), shards, batch_size (of all ranks),
+            workers, lanes, shuffle_buffer, prompt_drop, and optionally max_bad_share.
         degradation: how the low-quality images are made.
         seed: the run's seed.
         crop: side of a training crop in HR pixels.
         paths: the config group ``paths``; its ``data`` is the folder of the embedded photos' shards.
         rank, world_size: of this process; by default the attached trainer's, else 0 and 1.
+        repeat_first_batch: yield the first batch for ever, to see whether a network can fit it.
     """
 
     def __init__(
@@ -42,18 +44,22 @@ class SRDataModule(LightningDataModule):
         paths: Mapping[str, Any],
         rank: int | None = None,
         world_size: int | None = None,
+        repeat_first_batch: bool = False,
     ) -> None:
         super().__init__()
         if data["name"] not in ("embedded", "shards"):
             raise UserError(f"unknown data {data['name']!r}: choose embedded or shards.")
         if data["name"] == "shards" and not data.get("shards"):
-            raise UserError("data=shards needs data.shards=<folder or glob of shards>: run python prepare.py to make some.")
+            raise UserError(
+                "data=shards needs data.shards=<folder or glob of shards>: python prepare.py makes some."
+            )
         self.data = data
         self.degradation = degradation
         self.seed = seed
         self.crop = crop
         self.embedded = Path(paths["data"]) / "embedded"
         self.start = 0
+        self.repeat_first_batch = repeat_first_batch
         self._rank = rank
         self._world_size = world_size
 
@@ -61,13 +67,15 @@ class SRDataModule(LightningDataModule):
         """Make the shards and the benchmark of the embedded photos, unless they are there."""
         ensure_embedded(self.embedded.parent)
 
-    def train_dataloader(self) -> TrainingBatches:
+    def train_dataloader(self) -> Iterable[Batch]:
         """Endless local batches from global sample ``start`` on; see `TrainingBatches`."""
         trainer = self.trainer
         rank = self._rank if self._rank is not None else (trainer.global_rank if trainer else 0)
-        world_size = self._world_size if self._world_size is not None else (trainer.world_size if trainer else 1)
+        world_size = (
+            self._world_size if self._world_size is not None else (trainer.world_size if trainer else 1)
+        )
         where = self.embedded / "train" if self.data["name"] == "embedded" else self.data["shards"]
-        return TrainingBatches(
+        batches = TrainingBatches(
             LoaderSettings(
                 shards=find_shards(where),
                 preset=self.degradation,
@@ -84,17 +92,14 @@ class SRDataModule(LightningDataModule):
                 start=self.start,
             )
         )
-
-    def val_dataloader(self) -> list[dict[str, Any]]:
-        """Return the pairs of the demo benchmark; see `validation_pairs`."""
-        return validation_pairs(self.embedded / "benchmark")
+        return itertools.repeat(next(iter(batches))) if self.repeat_first_batch else batches
 
 
 def validation_pairs(benchmark: Path) -> list[dict[str, Any]]:
     """Read a benchmark folder: test_LR/<name>.png, test_HR/<name>.png and prompts/<name>.txt, paired by name.
 
     Returns:
-        dicts of name: str; lq: uint8 (h, w, 3); hq: uint8 (H, W, 3); prompt: str ("" without a file), by name.
+        dicts of name: str; lq: uint8 (h, w, 3); hq: uint8 (H, W, 3); prompt: str, "" without a file. Sorted.
 
     Raises:
         UserError: there is no pair, or an image is missing or unreadable.
@@ -109,7 +114,9 @@ def validation_pairs(benchmark: Path) -> list[dict[str, Any]]:
             lq = read_image(benchmark / "test_LR" / f"{name}.png")
             hq = read_image(benchmark / "test_HR" / f"{name}.png")
         except (OSError, UnreadableImage) as error:
-            raise UserError(f"pair {name} of {benchmark}: {error}. Run python prepare.py overwrite=true.") from error
+            raise UserError(
+                f"pair {name} of {benchmark}: {error}. Run python prepare.py overwrite=true."
+            ) from error
         text = prompt.read_text(encoding="utf-8").strip() if prompt.is_file() else ""
         pairs.append({"name": name, "lq": lq, "hq": hq, "prompt": text})
     return pairs

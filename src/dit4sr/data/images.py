@@ -33,7 +33,7 @@ _DECODING_ERRORS = (
 )
 
 
-class UnreadableImage(ValueError):
+class UnreadableImage(ValueError):  # noqa: N818
     """Bytes that are not a whole image of a known format; the message is the reason, without a file name."""
 
 
@@ -47,13 +47,15 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image8:
         (H, W, 3) uint8 RGB, contiguous.
 
     Raises:
-        UnreadableImage: another format, truncated or broken bytes, or more than ``max_pixels`` pixels (judged
+        UnreadableImage: another format, truncated or broken bytes, or more than ``max_pixels`` (judged
             by the header, before anything is decoded).
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
-                raise UnreadableImage(f"{image.width}x{image.height} is more than {max_pixels / 1e6:.0f} megapixels")
+                raise UnreadableImage(
+                    f"{image.width}x{image.height} is more than {max_pixels / 1e6:.0f} megapixels"
+                )
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I;16"):
                 upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
@@ -61,18 +63,22 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image8:
     except UnreadableImage:
         raise
     except _DECODING_ERRORS as error:
-        raise UnreadableImage(f"not a readable PNG, JPEG or WebP image ({type(error).__name__}: {error})") from error
+        raise UnreadableImage(
+            f"not a readable PNG, JPEG or WebP image ({type(error).__name__}: {error})"
+        ) from error
 
 
 def read_image(path: str | Path) -> Image8:
-    """Read an image file as (H, W, 3) uint8 RGB; raises UnreadableImage as `decode_image`, or OSError."""
+    """Read an image file as (H, W, 3) uint8 RGB; raises as `decode_image` does, or OSError."""
     return decode_image(Path(path).read_bytes())
 
 
 def encode_png(image: Image8) -> bytes:
     """Code (H, W, 3) uint8 RGB as a PNG, without loss."""
     # Level 3 is twice as fast as the default and costs a photo 3 % more bytes.
-    done, code = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    done, code = cv2.imencode(
+        ".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 3]
+    )
     assert done, "OpenCV could not code a PNG"
     return code.tobytes()
 

@@ -22,8 +22,8 @@ from dit4sr.errors import UserError
 
 Batch = dict[str, Any]
 
-# A fork of a process that already has threads (CUDA, OpenMP, loggers) can inherit a lock that nobody will ever
-# release. The fork server is a clean process that has imported this module once and forks quickly from there.
+# A fork of a process that already has threads (CUDA, OpenMP, loggers) can inherit a lock that nobody will
+# ever release. The fork server is a clean process that has imported this module once and forks from there.
 START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
@@ -62,10 +62,13 @@ class LoaderSettings:
             )
         if self.lanes % (self.world_size * self.readers):
             fitting = [n for n in range(1, self.lanes + 1) if self.lanes % (n * self.world_size) == 0]
-            workers = f"data.workers may be {', '.join(map(str, [0, *fitting]))}" if fitting else "no number fits"
+            workers = (
+                f"data.workers may be {', '.join(map(str, [0, *fitting]))}" if fitting else "no number fits"
+            )
             raise UserError(
-                f"{self.world_size} rank(s) x {self.readers} worker(s) must divide data.lanes={self.lanes}: {workers}, "
-                f"or set data.lanes to a multiple of {self.world_size * self.readers} (which changes the stream)."
+                f"{self.world_size} rank(s) x {self.readers} worker(s) must divide data.lanes={self.lanes}: "
+                f"{workers}, or set data.lanes to a multiple of {self.world_size * self.readers} "
+                "(which changes the stream)."
             )
 
     @property
@@ -80,14 +83,14 @@ class LoaderSettings:
 
     @property
     def piece(self) -> int:
-        """Samples that a worker hands over at once: its share of a local batch where that is whole, else one."""
+        """Samples that a worker hands over at once: its share of a local batch if that is whole, else one."""
         return self.local_batch // self.readers if self.local_batch % self.readers == 0 else 1
 
     def numbers(self, worker: int) -> Iterator[int]:
         """Yield the numbers of the samples of one worker: every readers-th of this rank's from ``start`` on.
 
-        The rank's are those with i mod world_size = rank. Workers take turns from the first on, so the worker with
-        the first number is always worker 0, whose piece the DataLoader delivers first.
+        The rank's are those with i mod world_size = rank. Workers take turns, and the one with the first
+        number is always worker 0, whose piece the DataLoader delivers first.
         """
         first = self.start + (self.rank - self.start) % self.world_size
         return itertools.count(first + self.world_size * worker, self.world_size * self.readers)
@@ -135,9 +138,12 @@ def _interleave(pieces: list[Batch]) -> Batch:
     if len(pieces) == 1:
         return pieces[0]
     batch: Batch = {
-        key: torch.stack([piece[key] for piece in pieces], dim=1).flatten(0, 1) for key in ("index", "hq", "lq")
+        key: torch.stack([piece[key] for piece in pieces], dim=1).flatten(0, 1)
+        for key in ("index", "hq", "lq")
     }
-    batch["prompt"] = [prompt for row in zip(*(piece["prompt"] for piece in pieces), strict=True) for prompt in row]
+    batch["prompt"] = [
+        prompt for row in zip(*(piece["prompt"] for piece in pieces), strict=True) for prompt in row
+    ]
     return batch
 
 
@@ -149,8 +155,8 @@ def _one_thread(_worker: int) -> None:
 class TrainingBatches:
     """Endless local batches of one rank, beginning at global sample ``settings.start``.
 
-    A batch is {"index": int64 (B,), "hq": uint8 (B, 3, H, W), "lq": uint8 (B, 3, H/4, W/4), "prompt": list of B str}
-    in increasing order of the index. Iterating again begins again.
+    A batch, in increasing order of the index: index int64 (B,), hq uint8 (B, 3, H, W), lq uint8
+    (B, 3, H/4, W/4), prompt a list of B str. Iterating again begins again.
     """
 
     def __init__(self, settings: LoaderSettings) -> None:

@@ -15,8 +15,8 @@ from dit4sr.errors import UserError
 class Photo:
     """One photo with what is known about it.
 
-    ``image`` is (H, W, 3) uint8 RGB. Photos of one ``scene`` show the same thing and must never be parted between
-    training and evaluation. ``weight`` is the photo's share of the patches, relative to others.
+    ``image`` is (H, W, 3) uint8 RGB. Photos of one ``scene`` show the same thing and must never be parted
+    between training and evaluation. ``weight`` is the photo's share of the patches, relative to others.
     """
 
     name: str
@@ -94,7 +94,7 @@ _EMBEDDED = (
         "sklearn",
         "datasets/images/china.jpg",
         "china",
-        "A Chinese tower with orange tiled roofs rises above green trees beside a lake under a pale blue sky.",
+        "A Chinese tower with orange tiled roofs rises above green trees beside a lake under a pale sky.",
         "CC BY 2.0 (danielbuechele, Flickr)",
     ),
     _Embedded(
@@ -187,7 +187,7 @@ def photo_files(folder: Path) -> list[Path]:
 
 
 def read_photo(path: Path, folder: Path) -> Photo:
-    """Read one photo of a folder; its caption is the text of ``<stem>.txt`` beside it, "" where there is none.
+    """Read one photo of a folder; its caption is the text of ``<stem>.txt`` beside it, else "".
 
     Its scene is its relative path: nothing is known about which photos show the same thing.
 

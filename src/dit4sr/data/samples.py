@@ -12,7 +12,7 @@ from dit4sr.randomness import sample_seed
 
 
 def uniform(seed: int, index: int, purpose: str) -> float:
-    """A uniform number in [0, 1): the sample's 63-bit hash as a fraction, to the 53 bits that a float holds."""
+    """A uniform number in [0, 1): the sample's hash as a fraction, to the 53 bits that a float holds."""
     return (sample_seed(seed, index, purpose) >> 10) * 2.0**-53
 
 
@@ -30,8 +30,8 @@ def make_sample(
         prompt_drop: probability of the null prompt "" in place of the caption.
 
     Returns:
-        index: int; hq: uint8 (3, crop, crop); lq: uint8 (3, crop/4, crop/4); prompt: str. RGB. The flip (left-right,
-        probability 1/2) comes before the degradation, whose artefacts are therefore never mirrored.
+        index: int; hq: uint8 (3, crop, crop); lq: uint8 (3, crop/4, crop/4); prompt: str. RGB. The flip
+        (left-right, probability 1/2) comes before the degradation, so artefacts are never mirrored.
 
     Raises:
         UnusableSample: the image is smaller than the crop.

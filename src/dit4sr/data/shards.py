@@ -79,8 +79,8 @@ def _write_shard(path: Path, samples: list[ShardSample]) -> ShardInfo:
                         "txt": sample.caption.encode(),
                     }
                 )
-        with open(temporary, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        with open(temporary, "rb") as whole:
+            digest = hashlib.file_digest(whole, "sha256").hexdigest()
         return ShardInfo(path.name, len(samples), temporary.stat().st_size, digest)
 
 
@@ -104,12 +104,14 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         assert all(isinstance(shard["name"], str) for shard in manifest["shards"])
     except (ValueError, LookupError, TypeError, AssertionError) as error:
-        raise UserError(f"{path} is not a manifest of shards: delete it and run python prepare.py again.") from error
+        raise UserError(
+            f"{path} is not a manifest of shards: delete it and run python prepare.py again."
+        ) from error
     return manifest
 
 
 def find_shards(where: str | Path) -> tuple[Path, ...]:
-    """List the shards of a folder (those of its manifest where it has one, else ``*.tar``) or of a glob, sorted.
+    """List the shards of a folder (those of its manifest if it has one, else ``*.tar``) or of a glob, sorted.
 
     A folder that `prepare` wrote keeps them in ``train``, which is looked into.
 
@@ -118,10 +120,16 @@ def find_shards(where: str | Path) -> tuple[Path, ...]:
     """
     text = str(where)
     if text.startswith("pipe:") or "://" in text:
-        raise UserError(f"data.shards={text}: shards are read from local folders or globs; copy them here first.")
+        raise UserError(
+            f"data.shards={text}: shards are read from local folders or globs; copy them here first."
+        )
     folder = Path(where)
     if folder.is_dir():
-        if not (folder / MANIFEST).is_file() and not any(folder.glob("*.tar")) and (folder / "train").is_dir():
+        if (
+            not (folder / MANIFEST).is_file()
+            and not any(folder.glob("*.tar"))
+            and (folder / "train").is_dir()
+        ):
             folder = folder / "train"
         manifest = read_manifest(folder)
         found = [folder / s["name"] for s in manifest["shards"]] if manifest else sorted(folder.glob("*.tar"))
@@ -129,9 +137,13 @@ def find_shards(where: str | Path) -> tuple[Path, ...]:
         found = sorted(Path(name) for name in glob.glob(text))
     found = [path for path in found if not path.name.startswith(".")]
     if not found:
-        raise UserError(f"no shard (*.tar) in {text}: run python prepare.py, or point data.shards at a folder of shards.")
+        raise UserError(
+            f"no shard (*.tar) in {text}: run python prepare.py, or point data.shards at a folder of shards."
+        )
     if missing := [path for path in found if not path.is_file()]:
-        raise UserError(f"{missing[0]} is missing although the manifest lists it: run python prepare.py again.")
+        raise UserError(
+            f"{missing[0]} is missing although the manifest lists it: run python prepare.py again."
+        )
     return tuple(found)
 
 
@@ -165,10 +177,13 @@ def index_shard(path: Path) -> tuple[IndexedSample, ...]:
     try:
         with tarfile.open(path, "r:") as tar:
             groups = list(group_by_keys(_members(tar, path)))
+            _check_end(tar)
     except UserError:
         raise
     except (tarfile.TarError, OSError, ValueError) as error:
-        raise UserError(f"{path} is not a readable shard ({error}): delete it and run python prepare.py again.") from error
+        raise UserError(
+            f"{path} is not a readable shard ({error}): delete it and run python prepare.py again."
+        ) from error
     if not groups:
         raise UserError(f"{path} holds no sample: delete it and run python prepare.py again.")
     return tuple(
@@ -179,6 +194,14 @@ def index_shard(path: Path) -> tuple[IndexedSample, ...]:
     )
 
 
+def _check_end(tar: tarfile.TarFile) -> None:
+    """Refuse a file that was cut off between or inside headers, where tarfile itself just stops."""
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError("it is cut off")
+
+
 def _members(tar: tarfile.TarFile, path: Path) -> Iterator[dict[str, Any]]:
     for info in tar:
         if not info.isreg():
@@ -186,8 +209,8 @@ def _members(tar: tarfile.TarFile, path: Path) -> Iterator[dict[str, Any]]:
         extension = info.name.rpartition(".")[2].lower()
         if extension in PICKLE_EXTENSIONS or (extension == "npy" and _holds_objects(tar, info)):
             raise UserError(
-                f"shard {path} refused: its member {info.name} may hold a pickle, which runs code when it is read. "
-                "Write the shard again without it."
+                f"shard {path} refused: its member {info.name} may hold a pickle, which runs code when it is "
+                "read. Write the shard again without it."
             )
         yield {"fname": info.name, "data": Member(info.offset_data, info.size), "__url__": str(path)}
 

@@ -1,13 +1,15 @@
 """The infinite training stream: which sample of which shard is global sample number i.
 
-The stream is made of L lanes. Global sample i is the (i div L)-th of lane i mod L, and every lane is a sequence that
-follows from (seed, lane) and the shards alone. So ranks and workers, each taking whole lanes, change nothing.
+The stream is made of L lanes. Global sample i is the (i div L)-th of lane i mod L, and every lane is a
+sequence that follows from (seed, lane) and the shards alone. So ranks and workers, each taking whole lanes,
+change nothing.
 
-A lane takes its part of pass 0 over the data, then its part of pass 1, and so on. Each of the S shards is cut into
-m = L / gcd(S, L) stripes (sample j of a shard is in stripe j mod m), which gives S·m virtual shards, a multiple of L.
-Pass p orders them by a permutation from (seed, p), and lane l takes those at l, l + L, l + 2L, … through a shuffle
-buffer that is emptied before the lane's next pass begins. Hence the lanes' parts of one pass are disjoint, and
-together they are every sample exactly once.
+A lane takes its part of pass 0 over the data, then its part of pass 1, and so on. Each of the S shards is cut
+into m = L / gcd(S, L) stripes (sample j of a shard is in stripe j mod m), which gives S·m virtual shards, a
+multiple of L. Pass p orders them by a permutation from (seed, p), and lane l takes those at l, l + L, l + 2L,
+… through a shuffle buffer that is emptied before the lane's next pass begins. Hence the lanes' parts of one
+pass are disjoint, and together they are every sample exactly once. (Where the parts differ in size, the lanes
+do not begin their passes at the same time.)
 """
 
 from __future__ import annotations
@@ -43,8 +45,24 @@ def stripe_count(shards: int, lanes: int) -> int:
     return lanes // math.gcd(shards, lanes)
 
 
+def lane_part(shards: int, *, lanes: int, lane: int, seed: int, pass_number: int) -> list[tuple[int, int]]:
+    """Return the virtual shards of one lane in one pass, in order, as (number of the shard, stripe)."""
+    stripes = stripe_count(shards, lanes)
+    # Raw bits and a stable sort: NumPy promises stable bit streams, not stable distributions.
+    raw = numpy_generator(seed, pass_number, "shard order").bit_generator.random_raw(shards * stripes)
+    order = np.argsort(raw, kind="stable")
+    return [divmod(int(virtual), stripes) for virtual in order[lane::lanes]]
+
+
 def lane_references(
-    shards: int, count: Callable[[int], int], *, lanes: int, lane: int, seed: int, shuffle_buffer: int, start: int = 0
+    shards: int,
+    count: Callable[[int], int],
+    *,
+    lanes: int,
+    lane: int,
+    seed: int,
+    shuffle_buffer: int,
+    start: int = 0,
 ) -> Iterator[Reference]:
     """Yield the samples of one lane, without end, from its position ``start``.
 
@@ -59,8 +77,7 @@ def lane_references(
     """
     stripes = stripe_count(shards, lanes)
     for number in itertools.count():
-        order = _permutation(shards * stripes, seed, number)
-        mine = [divmod(int(virtual), stripes) for virtual in order[lane::lanes]]
+        mine = lane_part(shards, lanes=lanes, lane=lane, seed=seed, pass_number=number)
         size = sum(len(range(stripe, count(shard), stripes)) for shard, stripe in mine)
         if start >= size:
             start -= size
@@ -69,12 +86,6 @@ def lane_references(
         generator = numpy_generator(seed, number, f"shuffle buffer of lane {lane}")
         yield from itertools.islice(_shuffled(part, shuffle_buffer, generator), start, None)
         start = 0
-
-
-def _permutation(n: int, seed: int, pass_number: int) -> np.ndarray:
-    # Raw bits and a stable sort: NumPy promises stable bit streams, not stable distributions.
-    raw = numpy_generator(seed, pass_number, "shard order").bit_generator.random_raw(n)
-    return np.argsort(raw, kind="stable")
 
 
 def _shuffled(items: Iterable[T], size: int, generator: np.random.Generator) -> Iterator[T]:
@@ -97,7 +108,7 @@ def _shuffled(items: Iterable[T], size: int, generator: np.random.Generator) -> 
         yield buffer.pop()
 
 
-class UnusableSample(Exception):
+class UnusableSample(Exception):  # noqa: N818
     """A sample that cannot be trained on; ``reason`` is short, for counting, and the message says where."""
 
     def __init__(self, reason: str, where: str) -> None:
@@ -107,7 +118,7 @@ class UnusableSample(Exception):
 
 @dataclass(frozen=True, eq=False)
 class RawSample:
-    """A decoded sample: ``image`` is (H, W, 3) uint8 RGB, not to be written to; ``where`` is shard and key."""
+    """A decoded sample: ``image`` is (H, W, 3) uint8 RGB, read-only; ``where`` is shard and key."""
 
     where: str
     image: Image8 = field(repr=False)
@@ -203,8 +214,8 @@ def numbered_samples(
 ) -> Iterator[T]:
     """Yield ``make(raw sample i, i)`` for increasing numbers i, which visit each of their lanes without gaps.
 
-    Where the sample at a position is unusable, the next usable one of its lane stands in (and comes again at its own
-    position), so that every other number keeps its sample, also when the stream starts later.
+    Where the sample at a position is unusable, the next usable one of its lane stands in (and comes again at
+    its own position), so that every other number keeps its sample, also when the stream starts later.
 
     Raises:
         UserError: too many samples are unusable.
@@ -236,7 +247,7 @@ def numbered_samples(
 
 
 class Tally:
-    """Counts unusable samples, reports each kind once with a growing count, and gives up when there are too many."""
+    """Counts unusable samples, reports the 1st, 2nd, 4th, 8th … of each kind, and gives up at too many."""
 
     def __init__(self, max_bad_share: float, report: Callable[[str], None]) -> None:
         self.seen = 0

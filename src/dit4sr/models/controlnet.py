@@ -9,7 +9,7 @@ import torch
 from diffusers import ConfigMixin, ModelMixin, SD3ControlNetModel, SD3Transformer2DModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
-from torch import Tensor
+from torch import Tensor, nn
 
 from dit4sr.models.dit4sr import check_latent_size
 
@@ -79,7 +79,9 @@ class SD3ControlNet(ModelMixin, ConfigMixin):
         except RuntimeError as error:
             raise ValueError(f"not an SD3 transformer of this config: {error}") from error
         if not like.is_meta:
-            network.controlnet.to_empty(device=like.device).to(like.dtype)
+            # nn.Module's own `to`: that of diffusers warns about layers kept in float32, of which
+            # there are none.
+            nn.Module.to(network.controlnet.to_empty(device=like.device), dtype=like.dtype)
             network._start_controlnet()
         return network.train(transformer.training)
 

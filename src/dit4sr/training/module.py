@@ -67,6 +67,7 @@ class DiT4SRModule(lightning.LightningModule):
         steps: of the whole run, for the schedule.
         seed: the run's.
         identity: configs of model, backbone, … that are kept in every checkpoint.
+        fixed_prompt: in place of the captions (configs/prompt), but for those dropped; None for the captions.
     """
 
     strict_loading = False  # checkpoints hold the trainable weights alone; see on_load_checkpoint
@@ -81,6 +82,7 @@ class DiT4SRModule(lightning.LightningModule):
         steps: int,
         seed: int,
         identity: dict[str, Any],
+        fixed_prompt: str | None = None,
     ) -> None:
         super().__init__()
         if training["loss"] not in LOSSES:
@@ -94,6 +96,7 @@ class DiT4SRModule(lightning.LightningModule):
         self.steps = steps
         self.seed = seed
         self.identity = identity
+        self.fixed_prompt = fixed_prompt
         self.ema = ExponentialMovingAverage(network, training["ema_decay"])
         if training["gradient_checkpointing"]:
             network.enable_gradient_checkpointing()
@@ -127,7 +130,7 @@ class DiT4SRModule(lightning.LightningModule):
             posterior = normal(self.seed, indices, "posterior", (2, *latent_shape)).transpose(0, 1).to(self.device)
         with torch.no_grad():
             z, lr_latent = encode_pair(self.autoencoder, batch["hq"], batch["lq"], posterior)
-            text = self.text_encoder.encode(batch["prompt"]).to(self.device)
+            text = self.text_encoder.encode(self.prompts(batch["prompt"])).to(self.device)
         eps = normal(self.seed, indices, "noise", latent_shape).to(self.device)
         sigma = self.draw_sigma(indices).to(self.device)
         velocity = self.network(
@@ -141,6 +144,12 @@ class DiT4SRModule(lightning.LightningModule):
         if self.training_config["loss"] == "latent":
             return flow.latent_loss(velocity, z, eps, sigma)
         return flow.velocity_loss(velocity, z, eps)
+
+    def prompts(self, captions: list[str]) -> list[str]:
+        """The prompts to train on; an empty caption is a dropped one, the null prompt."""
+        if self.fixed_prompt is None:
+            return captions
+        return [self.fixed_prompt if caption else "" for caption in captions]
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         loss = self.loss(batch)

@@ -1,0 +1,187 @@
+"""What is measured: a trained network, bicubic upsampling, or images that another method restored."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dit4sr.data.images import Image8, UnreadableImage, read_image
+from dit4sr.errors import UserError
+from dit4sr.evaluation.benchmarks import Benchmark, BenchmarkImage, by_stem, image_files, image_size
+from dit4sr.images import from_hwc, upsample_bicubic
+
+ImageFloat = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One image to restore once.
+
+    Attributes:
+        image: of the benchmark; gives the target size and the prompt.
+        lq: uint8 (h, w, 3); not always the image's own.
+        seed: of the noise.
+    """
+
+    image: BenchmarkImage
+    lq: Image8
+    seed: int
+
+
+class Method(Protocol):
+    """A way to restore a benchmark's images."""
+
+    @property
+    def name(self) -> str:
+        """In tables and files."""
+        ...
+
+    @property
+    def samples(self) -> bool:
+        """Whether the result depends on the noise."""
+        ...
+
+    @property
+    def reads_lq(self) -> bool:
+        """Whether the result is computed from ``Task.lq``."""
+        ...
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the summary states about it."""
+        ...
+
+    def restore(self, tasks: Sequence[Task]) -> list[ImageFloat]:
+        """Restore tasks whose LQ images have one size: float32 (H, W, 3) in [0, 1], unrounded.
+
+        Raises:
+            UnreadableImage: where a task's result is a file that cannot be read.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Bicubic:
+    """Bicubic upsampling, as the LR stream sees it."""
+
+    name: str = "bicubic"
+    samples: bool = False
+    reads_lq: bool = True
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def restore(self, tasks: Sequence[Task]) -> list[ImageFloat]:
+        return [
+            upsample_bicubic(from_hwc(task.lq), *task.image.target)[0].permute(1, 2, 0).numpy()
+            for task in tasks
+        ]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Images in a folder, one a stem; somebody else's method made them."""
+
+    name: str
+    files: Mapping[str, Path]
+    settings: dict[str, Any]
+    samples: bool = False
+    reads_lq: bool = False
+
+    def restore(self, tasks: Sequence[Task]) -> list[ImageFloat]:
+        images = (read_image(self.files[task.image.name]) for task in tasks)
+        return [np.divide(image, 255, dtype=np.float32) for image in images]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network of ours."""
+
+    name: str
+    restorer: Any
+    upscale: float
+    settings: dict[str, Any]
+    samples: bool = True
+    reads_lq: bool = True
+
+    def restore(self, tasks: Sequence[Task]) -> list[ImageFloat]:
+        return self.restorer.restore_batch(
+            [task.lq for task in tasks],
+            [task.image.prompt for task in tasks],
+            [task.seed for task in tasks],
+            self.upscale,
+            as_float=True,
+        )
+
+
+def build_method(config: dict[str, Any], benchmark: Benchmark, explicit: Collection[str]) -> Method:
+    """The method that configs/evaluate.yaml asks for.
+
+    With a checkpoint, the parts ``model``, ``backbone`` and ``sampler`` of ``config`` become those used.
+
+    Raises:
+        UserError: unknown method, no checkpoint or one of another model, or images that a folder misses.
+    """
+    name = config["method"]["name"]
+    if name == "bicubic":
+        return Bicubic()
+    if name == "folder":
+        return _folder(config["method"], benchmark)
+    if name == "checkpoint":
+        return _checkpoint(config, benchmark, explicit)
+    raise UserError(f"method.name={name!r}: choose checkpoint, bicubic or folder")
+
+
+def _folder(config: Mapping[str, Any], benchmark: Benchmark) -> Folder:
+    if config["path"] is None:
+        raise UserError("method=folder needs method.path=<folder of restored images>")
+    folder = Path(config["path"])
+    if not folder.is_dir():
+        raise UserError(f"method.path={folder} is no folder: give the one with the restored images")
+    files = by_stem(image_files(folder), folder)
+    if missing := [image.name for image in benchmark.images if image.name not in files]:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise UserError(
+            f"{folder} has no image for {', '.join(missing[:5])}{more} of benchmark {benchmark.name} "
+            "(matched by stem): restore them too"
+        )
+    for image in benchmark.images:
+        _check_size(files[image.name], image)
+    return Folder(config["label"] or folder.resolve().name, files, {"path": str(folder)})
+
+
+def _check_size(path: Path, image: BenchmarkImage) -> None:
+    try:
+        height, width = image_size(path)
+    except UnreadableImage:  # it is skipped and reported when its turn comes
+        return
+    if (height, width) != image.target:
+        raise UserError(
+            f"{path} has {width}×{height} pixels, but {image.name} is restored to "
+            f"{image.target[1]}×{image.target[0]}: give results of the benchmark's size"
+        )
+
+
+def _checkpoint(config: dict[str, Any], benchmark: Benchmark, explicit: Collection[str]) -> Checkpoint:
+    from dit4sr.restoration.loading import load_restorer
+
+    restorer, trained = load_restorer(config, explicit)
+    config["ckpt"] = str(trained.path)
+    config["model"] = trained.config["model"]
+    config["backbone"] = {**trained.config["backbone"], "tile": asdict(restorer.tile)}
+    config["sampler"] = asdict(restorer.sampler)
+    settings = {
+        "model": config["model"],
+        "backbone": config["backbone"]["name"],
+        "ckpt": config["ckpt"],
+        "step": trained.step,
+        "trained_on_degradation": trained.config.get("degradation", {}).get("name"),
+        "training_seed": trained.config.get("seed"),
+        "sampler": config["sampler"],
+        "tile": config["backbone"]["tile"],
+        "device": str(restorer.device),
+    }
+    return Checkpoint(config["model"]["name"], restorer, benchmark.upscale, settings)

@@ -1,0 +1,37 @@
+"""Evaluating a run's checkpoint right after training, as ``python evaluate.py`` would."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+
+def evaluate_checkpoint(config: DictConfig, checkpoint: Path, out: Path) -> int:
+    """Evaluate ``checkpoint`` on the run's benchmark with the run's sampler, into ``out``.
+
+    Args:
+        config: the training run's config.
+        checkpoint: that it wrote.
+        out: folder of the evaluation's files.
+
+    Returns:
+        The exit status of the evaluation.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    from dit4sr.config import config_dir
+    from dit4sr.evaluation.run import run
+
+    overrides = [f"model={config.model.name}", f"backbone={config.backbone.name}", f"seed={config.seed}"]
+    hydra = GlobalHydra.instance()
+    if hydra.is_initialized():  # inside a verb
+        evaluation = compose("evaluate", overrides)
+    else:
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            evaluation = compose("evaluate", overrides)
+    for group in ("model", "backbone", "sampler", "benchmark", "metrics", "prompt", "degradation", "paths"):
+        evaluation[group] = config[group]
+    evaluation.ckpt, evaluation.out = str(checkpoint), str(out)
+    return run(evaluation, set())

@@ -1,0 +1,217 @@
+"""The verb ``train``: from a config to a run folder with checkpoints, metrics and pictures."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from dit4sr.errors import UserError
+
+if TYPE_CHECKING:
+    import lightning
+
+
+def run(config: DictConfig, explicit: set[str]) -> int:
+    """Train, and evaluate if asked.
+
+    Args:
+        config: configs/train.yaml, composed.
+        explicit: names of the settings that the command line set.
+
+    Returns:
+        0 when done.
+
+    Raises:
+        UserError: for a config or an input that the user can mend.
+    """
+    if config.plan:
+        from dit4sr.training.plan import print_plan
+
+        print_plan(OmegaConf.to_container(config, resolve=True))
+        return 0
+    out = run_folder(config)
+    checkpoint = train(config, out)
+    if config.evaluate and checkpoint is not None:
+        from dit4sr.training.evaluate_after import evaluate_checkpoint
+
+        return evaluate_checkpoint(config, checkpoint, out / "evaluation")
+    return 0
+
+
+def run_folder(config: DictConfig) -> Path:
+    """The run's folder: Hydra's, which under a multirun is a job's own."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return Path(HydraConfig.get().runtime.output_dir if HydraConfig.initialized() else config.out)
+
+
+def train(config: DictConfig, out: Path) -> Path | None:
+    """Train as ``config`` says, into ``out``.
+
+    Returns:
+        The last checkpoint; None for a run that saves nothing (fast_dev_run).
+    """
+    import lightning
+
+    from dit4sr.autoencoders import build_autoencoder
+    from dit4sr.data.datamodule import SRDataModule
+    from dit4sr.data.degradations import DegradationPreset
+    from dit4sr.data.prepare import ensure_embedded
+    from dit4sr.models.build import build_network
+    from dit4sr.prompts import build_text_encoder
+    from dit4sr.provenance import write_run_config
+    from dit4sr.training.checkpoint import IDENTITY, check_same_model, read_checkpoint
+    from dit4sr.training.module import DiT4SRModule
+
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    resume = resume_from(config.resume, out)
+    saved = None
+    if resume is not None:
+        saved = read_checkpoint(resume)
+        check_same_model(resume, saved["dit4sr"], plain)
+        if saved["global_step"] >= config.trainer.max_steps:
+            print(f"{resume} has {saved['global_step']} steps already: nothing left to train")
+            return resume
+
+    lightning.seed_everything(config.seed, workers=True, verbose=False)
+    preset = DegradationPreset.from_config(plain["degradation"])
+    ensure_embedded(config.paths.data)
+
+    trainer = build_trainer(config, out, plain, saved)
+    batch, micro_batches = config.data.batch_size, trainer.world_size * config.trainer.accumulate_grad_batches
+    if batch % micro_batches:
+        raise UserError(
+            f"data.batch_size={batch} cannot be split over {trainer.world_size} devices × "
+            f"{config.trainer.accumulate_grad_batches} accumulation steps: choose a multiple of {micro_batches}"
+        )
+    backbone = plain["backbone"]
+    module = DiT4SRModule(
+        build_network(plain["model"], backbone, config.seed),
+        build_autoencoder(backbone["autoencoder"], backbone["pretrained"]),
+        build_text_encoder(backbone["text_encoder"], backbone["pretrained"]),
+        plain["training"],
+        steps=config.trainer.max_steps,
+        seed=config.seed,
+        identity={name: plain[name] for name in IDENTITY},
+        fixed_prompt=plain["prompt"]["fixed"],
+    )
+    data = SRDataModule(
+        # Lightning asks for one micro-batch at a time.
+        {**plain["data"], "batch_size": batch // config.trainer.accumulate_grad_batches},
+        preset,
+        seed=config.seed,
+        crop=backbone["crop"],
+        paths=plain["paths"],
+        repeat_first_batch=config.debugging.overfit,
+    )
+    data.start = 0 if saved is None else saved["global_step"] * batch
+    if trainer.is_global_zero:
+        write_run_config(out, config)
+        describe(config, module, out, resume)
+    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    return None if config.debugging.fast_dev_run else out / "checkpoints" / "last.ckpt"
+
+
+def resume_from(resume: str, out: Path) -> Path | None:
+    """The checkpoint to go on from: ``never`` none, ``auto`` the run folder's last, else the path given.
+
+    Raises:
+        UserError: where the path given does not exist.
+    """
+    if resume == "never":
+        return None
+    if resume == "auto":
+        last = out / "checkpoints" / "last.ckpt"
+        return last if last.is_file() else None
+    if not Path(resume).is_file():
+        raise UserError(f"resume={resume}: there is no such checkpoint; choose auto, never or the path of one")
+    return Path(resume)
+
+
+def build_trainer(
+    config: DictConfig, out: Path, plain: dict[str, Any], saved: dict[str, Any] | None
+) -> lightning.Trainer:
+    """Lightning's Trainer with this project's callbacks and loggers."""
+    import lightning
+
+    from dit4sr.training.callbacks import Checkpoints, StepProgress
+    from dit4sr.training.logging import MetricsCSV, wandb_logger
+    from dit4sr.training.validation import HeldOutValidation
+
+    steps = config.trainer.max_steps
+    loggers: list[Any] = []
+    fast = config.debugging.fast_dev_run
+    if config.logger.csv and not fast:
+        loggers.append(MetricsCSV(out / "metrics.csv", None if saved is None else saved["global_step"]))
+    if not fast and (wandb := wandb_logger(plain["logger"]["wandb"], out, plain, wandb_run_id(out, config))):
+        loggers.append(wandb)
+    checkpoints = Checkpoints(out / "checkpoints", 0 if fast else config.callbacks.checkpoint_every, steps)
+    callbacks: list[Any] = [checkpoints]
+    if config.callbacks.validate_every and config.callbacks.validation_samples:
+        callbacks.append(
+            HeldOutValidation(
+                benchmark=Path(config.paths.data) / "embedded" / "benchmark",
+                samples=config.callbacks.validation_samples,
+                every=config.callbacks.validate_every,
+                steps=1 if fast else steps,
+                sampler=plain["sampler"],
+                tile=plain["backbone"]["tile"],
+                folder=out / "validation",
+                checkpoints=None if fast else checkpoints,
+            )
+        )
+    if config.callbacks.progress:
+        callbacks.append(StepProgress(1 if fast else steps, config.data.batch_size))
+    return lightning.Trainer(
+        max_steps=steps,
+        max_epochs=-1,
+        accelerator=config.trainer.accelerator,
+        devices=config.trainer.devices,
+        num_nodes=config.trainer.num_nodes,
+        strategy=config.trainer.strategy,
+        precision=config.trainer.precision,
+        accumulate_grad_batches=config.trainer.accumulate_grad_batches,
+        gradient_clip_val=config.trainer.gradient_clip_val,
+        log_every_n_steps=config.trainer.log_every_n_steps,
+        deterministic=config.trainer.deterministic,
+        detect_anomaly=config.debugging.detect_anomaly,
+        fast_dev_run=fast,
+        profiler=config.debugging.profiler,
+        callbacks=callbacks,
+        logger=loggers or False,
+        default_root_dir=out,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+    )
+
+
+def wandb_run_id(out: Path, config: DictConfig) -> str:
+    """The same for every restart in the same folder, so that a resumed run continues in W&B."""
+    import hashlib
+
+    return hashlib.blake2b(f"{out.resolve()}/{config.seed}".encode(), digest_size=6).hexdigest()
+
+
+def describe(config: DictConfig, module: Any, out: Path, resume: Path | None) -> None:
+    """Say in a few lines what is about to happen."""
+    from dit4sr.models.build import count_parameters
+
+    count = count_parameters(module.network)
+    print(
+        f"{config.model.name} on {config.backbone.name}: {count.total / 1e6:.2f}M parameters, "
+        f"{count.trainable / 1e6:.2f}M train"
+        + (f", {count.unreachable / 1e6:.2f}M unreachable and frozen" if count.unreachable else "")
+        + f"\n{config.trainer.max_steps} steps of {config.data.batch_size} crops of {config.backbone.crop} px, "
+        f"degradation {config.degradation.name}, seed {config.seed}"
+        + (f", resumed from {resume}" if resume else "")
+        + f"\ninto {out}",
+        file=sys.stderr,
+    )

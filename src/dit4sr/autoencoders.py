@@ -48,9 +48,7 @@ def check_image(image: Tensor, scale: int) -> None:
     if image.ndim != 4 or image.shape[1] != 3:
         raise ValueError(f"an image batch is (B, 3, H, W), not {tuple(image.shape)}")
     if image.shape[-2] % scale or image.shape[-1] % scale:
-        raise ValueError(
-            f"image of {image.shape[-2]}×{image.shape[-1]}: both sides must be multiples of {scale}"
-        )
+        raise ValueError(f"image of {image.shape[-2]}×{image.shape[-1]}: both sides must be multiples of {scale}")
 
 
 def dct_matrix(n: int) -> Tensor:
@@ -87,10 +85,7 @@ class BlockDCT(nn.Module):
     mean: Tensor
     std: Tensor
     KEPT = (
-        *(
-            (0, u, v)
-            for u, v in ((0, 0), (0, 1), (1, 0), (0, 2), (1, 1), (2, 0), (0, 3), (1, 2), (2, 1), (3, 0))
-        ),
+        *((0, u, v) for u, v in ((0, 0), (0, 1), (1, 0), (0, 2), (1, 1), (2, 0), (0, 3), (1, 2), (2, 1), (3, 0))),
         *((0, u, v) for u, v in ((1, 3), (2, 2), (3, 1), (2, 3))),
         (1, 0, 0),
         (2, 0, 0),
@@ -106,9 +101,7 @@ class BlockDCT(nn.Module):
         # with it and decoding the transposed one.
         basis = torch.stack([torch.einsum("c,y,x->cyx", colour[p], dct[u], dct[v]) for p, u, v in self.KEPT])
         self.register_buffer("basis", basis.float(), persistent=False)
-        self.register_buffer(
-            "mean", torch.tensor(mean if mean is not None else LATENT_MEAN), persistent=False
-        )
+        self.register_buffer("mean", torch.tensor(mean if mean is not None else LATENT_MEAN), persistent=False)
         self.register_buffer("std", torch.tensor(std if std is not None else LATENT_STD), persistent=False)
 
     def encode(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -118,9 +111,7 @@ class BlockDCT(nn.Module):
 
     def decode(self, latent: Tensor) -> Tensor:
         coefficients = latent * self.std[:, None, None] + self.mean[:, None, None]
-        return nn.functional.conv_transpose2d(
-            coefficients, self.basis.to(latent.dtype), stride=self.scale
-        ).clamp(0, 1)
+        return nn.functional.conv_transpose2d(coefficients, self.basis.to(latent.dtype), stride=self.scale).clamp(0, 1)
 
 
 class DiffusersAutoencoder(nn.Module):

@@ -7,14 +7,17 @@ the config is composed, so ``--help`` and a wrong name answer at once.
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -40,6 +43,7 @@ def main(verb: str) -> int:
     """
     # Hydra then raises its errors in place of printing them over several lines.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    quieten_libraries()
     statuses: list[int] = []
 
     def task(config: DictConfig) -> int:
@@ -47,11 +51,9 @@ def main(verb: str) -> int:
             run: Run = import_module(VERBS[verb]).run
             status = run(config, explicit_groups())
         except UserError as error:
-            if HydraConfig.get().mode is not None and HydraConfig.get().mode.name == "MULTIRUN":
-                print(f"error: {error}", file=sys.stderr)
-                status = 2
-            else:
+            if HydraConfig.get().mode != RunMode.MULTIRUN:
                 raise
+            status = complain(str(error))  # the sweep goes on with its other jobs
         statuses.append(status)
         return status
 
@@ -67,6 +69,19 @@ def main(verb: str) -> int:
     except KeyboardInterrupt:
         return complain("interrupted; what was written so far is kept", 130)
     return max(statuses, default=0)
+
+
+def quieten_libraries() -> None:
+    """Leave the terminal to what a person must know: warnings of ours, and errors of the libraries'."""
+    for name in (
+        "lightning.pytorch",
+        "lightning.fabric",
+        "lightning_fabric",
+        "bitsandbytes",
+        "torch.distributed",
+    ):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
 
 
 def complain(message: str, status: int = 2) -> int:

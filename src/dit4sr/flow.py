@@ -55,9 +55,7 @@ def velocity_loss(velocity: Tensor, z: Tensor, eps: Tensor, *, reduction: Reduct
     return per_sample.mean() if reduction == "mean" else per_sample
 
 
-def latent_loss(
-    velocity: Tensor, z: Tensor, eps: Tensor, sigma: Tensor, *, reduction: Reduction = "mean"
-) -> Tensor:
+def latent_loss(velocity: Tensor, z: Tensor, eps: Tensor, sigma: Tensor, *, reduction: Reduction = "mean") -> Tensor:
     """‖z_t − σ v̂ − z‖², the loss on the reconstructed clean latent; equals σ²·``velocity_loss``.
 
     Args:

@@ -41,9 +41,7 @@ def sampling_sigmas(steps: int, shift: float = 3.0, first_sigma: float = 1.0) ->
     unshifted_first = first / (shift - (shift - 1) * first)
     last = shift_sigma(torch.tensor(1 / TRAIN_TIMESTEPS, dtype=torch.float64), shift)
     if steps > 1 and unshifted_first <= last:
-        raise ValueError(
-            f"first_sigma={first_sigma}: it must exceed the last, {float(shift_sigma(last, shift)):.4f}"
-        )
+        raise ValueError(f"first_sigma={first_sigma}: it must exceed the last, {float(shift_sigma(last, shift)):.4f}")
     u = torch.linspace(float(unshifted_first), float(last), steps, dtype=torch.float64)
     return torch.cat([shift_sigma(u, shift), torch.zeros(1, dtype=torch.float64)])
 
@@ -133,9 +131,7 @@ def sample_euler(
     sigmas = sampling_sigmas(steps, shift, first_sigma)
     z = noise if start == "noise" else interpolate(lr_latent, noise, sigmas[:1])
     for i in range(steps):
-        timestep = torch.full(
-            (z.shape[0],), float(sigmas[i]) * TRAIN_TIMESTEPS, device=z.device, dtype=torch.float32
-        )
+        timestep = torch.full((z.shape[0],), float(sigmas[i]) * TRAIN_TIMESTEPS, device=z.device, dtype=torch.float32)
         velocity = guided_velocity(
             network,
             z,

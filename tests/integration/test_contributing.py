@@ -50,9 +50,7 @@ def test_the_block_builds_the_variant_that_it_claims() -> None:
     _, block = recipe()
     network = build_network(OmegaConf.create(block), nano(), seed=0)
     assert isinstance(network, DiT4SRTransformer2DModel)
-    assert network.spec == LRStreamSpec(
-        attention="joint", residual=False, injection="per_channel", key_source="lr"
-    )
+    assert network.spec == LRStreamSpec(attention="joint", residual=False, injection="per_channel", key_source="lr")
     injection = {n.split(".ff.")[1] for n in network.control_parameter_names() if ".ff." in n}
     assert injection == {"control_scale", "control_shift"}
 

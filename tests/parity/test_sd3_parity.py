@@ -55,9 +55,7 @@ def test_without_lr_stream_every_variant_is_sd3(variant: str) -> None:
 @torch.no_grad()
 def test_any_latent_size_up_to_the_positional_table(height: int, width: int) -> None:
     inputs = tiny_inputs(height, width)
-    (expected,) = tiny_transformer()(
-        inputs.z, inputs.tokens, inputs.pooled, inputs.timestep, return_dict=False
-    )
+    (expected,) = tiny_transformer()(inputs.z, inputs.tokens, inputs.pooled, inputs.timestep, return_dict=False)
     assert relative_error(inputs.call(tiny_network(), lr=None), expected) < 1e-5
     assert inputs.call(tiny_network()).shape == inputs.z.shape
 
@@ -130,9 +128,7 @@ def test_controlnet_is_diffusers_wired_by_hand(layers: int) -> None:
     assert relative_error(inputs.call(network, lr=None), expected) > 1e-2
 
 
-@pytest.mark.parametrize(
-    "build", [lambda t: DiT4SRTransformer2DModel.from_sd3(t, DIT4SR), SD3ControlNet.from_sd3]
-)
+@pytest.mark.parametrize("build", [lambda t: DiT4SRTransformer2DModel.from_sd3(t, DIT4SR), SD3ControlNet.from_sd3])
 def test_from_sd3_leaves_the_originals_config_alone(build: Any) -> None:
     transformer = tiny_transformer(num_layers=4)
     before = copy.deepcopy(dict(transformer.config))
@@ -188,17 +184,13 @@ def test_unknown_start_of_the_control_weights_is_refused() -> None:
         DiT4SRTransformer2DModel.from_sd3(tiny_transformer(), DIT4SR, control_init="random")
 
 
-@pytest.mark.parametrize(
-    "build", [lambda t: DiT4SRTransformer2DModel.from_sd3(t, DIT4SR), SD3ControlNet.from_sd3]
-)
+@pytest.mark.parametrize("build", [lambda t: DiT4SRTransformer2DModel.from_sd3(t, DIT4SR), SD3ControlNet.from_sd3])
 def test_new_weights_take_the_bases_type(build: Any) -> None:
     network = build(tiny_transformer().to(torch.bfloat16))
     assert {p.dtype for p in network.parameters()} == {torch.bfloat16}
     inputs = tiny_inputs()
     with torch.no_grad():
-        velocity = inputs.call(
-            network, **{f: getattr(inputs, f).bfloat16() for f in ("z", "lr", "tokens", "pooled")}
-        )
+        velocity = inputs.call(network, **{f: getattr(inputs, f).bfloat16() for f in ("z", "lr", "tokens", "pooled")})
     assert velocity.dtype == torch.bfloat16 and velocity.isfinite().all()
 
 

@@ -138,9 +138,7 @@ def test_tiny_gives_normalised_latents_itself() -> None:
     assert latent.shape == (1, 4, 4, 6)
     torch.testing.assert_close(latent, model.encode(image * 2 - 1).latents)
     assert torch.equal(autoencoder.encode(image, torch.randn_like(latent)), latent)
-    torch.testing.assert_close(
-        autoencoder.decode(latent), ((model.decode(latent).sample + 1) / 2).clamp(0, 1)
-    )
+    torch.testing.assert_close(autoencoder.decode(latent), ((model.decode(latent).sample + 1) / 2).clamp(0, 1))
 
 
 def test_building_by_name(tmp_path: Path) -> None:

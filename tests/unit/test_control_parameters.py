@@ -41,9 +41,7 @@ def with_leaves(prefix: str, *modules: str) -> set[str]:
     return {f"{prefix}.{m}.{leaf}" for m in modules for leaf in ("weight", "bias")}
 
 
-TEXT_ENDS = with_leaves("transformer_blocks.2.attn", "add_q_proj") | {
-    "transformer_blocks.2.attn.norm_added_q.weight"
-}
+TEXT_ENDS = with_leaves("transformer_blocks.2.attn", "add_q_proj") | {"transformer_blocks.2.attn.norm_added_q.weight"}
 
 
 @pytest.mark.parametrize("variant", sorted(set(SPECS) - {"variant_c", "noise_keys"}))
@@ -71,9 +69,7 @@ def test_unreachable_parameters_with_noise_keys() -> None:
 def test_noise_keys_without_qk_norm_use_the_key_map() -> None:
     """Without qk-norm the two key sources are the same, so nothing of P_k is out of reach."""
     network = tiny_network(SPECS["noise_keys"], qk_norm=None)
-    assert set(network.unreachable_parameter_names()) == with_leaves(
-        "transformer_blocks.2.attn", "add_q_proj"
-    )
+    assert set(network.unreachable_parameter_names()) == with_leaves("transformer_blocks.2.attn", "add_q_proj")
 
 
 def test_controlnet_parameters() -> None:

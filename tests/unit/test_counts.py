@@ -82,9 +82,7 @@ def test_reachable_control_weights_of_variant_c() -> None:
     assert millions(network, sorted(reachable)) == 344.68
 
 
-@pytest.mark.parametrize(
-    "variant", ["dit4sr", "variant_a", "variant_b", "variant_d", "variant_d_per_channel"]
-)
+@pytest.mark.parametrize("variant", ["dit4sr", "variant_a", "variant_b", "variant_d", "variant_d_per_channel"])
 def test_all_control_weights_of_the_others_are_reachable(variant: str) -> None:
     network = dit4sr(SPECS[variant])
     assert not set(network.control_parameter_names()) & set(network.unreachable_parameter_names())
@@ -102,9 +100,7 @@ def test_published_total_counts_dead_text_projections() -> None:
 
     def attention(**text: Any) -> nn.Module:
         with torch.device("meta"):
-            return Attention(
-                query_dim=1536, heads=24, dim_head=64, out_dim=1536, bias=True, qk_norm="rms_norm", **text
-            )
+            return Attention(query_dim=1536, heads=24, dim_head=64, out_dim=1536, bias=True, qk_norm="rms_norm", **text)
 
     with_text = attention(added_kv_proj_dim=1536, context_pre_only=False)
     dead = 13 * (millions_exact(with_text) - millions_exact(attention()))

@@ -132,9 +132,7 @@ def test_a_small_image_is_unusable():
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_users_error_comes_back_as_one_line(shards, workers):
-    with pytest.raises(
-        UserError, match="too many unusable training samples .smaller than the crop of 64 px"
-    ) as error:
+    with pytest.raises(UserError, match="too many unusable training samples .smaller than the crop of 64 px") as error:
         batches(shards, 1, crop=64, workers=workers)
     assert "\n" not in str(error.value)
 
@@ -186,9 +184,7 @@ def test_the_embedded_default_needs_nothing(tmp_path):
 def test_own_shards(tmp_path, shards):
     datamodule = module(tmp_path, name="shards", shards=str(shards[0].parent))
     datamodule.crop = 32
-    assert_equal(
-        [next(iter(datamodule.train_dataloader()))], batches(shards, 1, batch_size=4, shuffle_buffer=8)
-    )
+    assert_equal([next(iter(datamodule.train_dataloader()))], batches(shards, 1, batch_size=4, shuffle_buffer=8))
     with pytest.raises(UserError, match="data.shards="):
         module(tmp_path, name="shards", shards=None)
     with pytest.raises(UserError, match="choose embedded or shards"):

@@ -78,9 +78,7 @@ def test_sinc_is_its_formula(size, cutoff):
     for row in range(size):
         for column in range(size):
             r = math.hypot(row - size // 2, column - size // 2)
-            expected[row, column] = (
-                cutoff * jv(1, cutoff * r) / (2 * math.pi * r) if r else cutoff**2 / (4 * math.pi)
-            )
+            expected[row, column] = cutoff * jv(1, cutoff * r) / (2 * math.pi * r) if r else cutoff**2 / (4 * math.pi)
     kernel = make_kernel(KernelParameters("sinc", size, cutoff=cutoff))
     np.testing.assert_allclose(kernel, expected / expected.sum(), atol=1e-7)
     assert kernel.min() < 0  # it rings

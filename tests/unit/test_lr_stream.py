@@ -129,9 +129,7 @@ def tiny_block(variant: str, *, last: bool = False, dual: bool = True) -> LRStre
     return block
 
 
-def run_block(
-    block: LRStreamBlock, x: Tensor, lr: Tensor, text: Tensor, scale: float = 1.0
-) -> tuple[Tensor, ...]:
+def run_block(block: LRStreamBlock, x: Tensor, lr: Tensor, text: Tensor, scale: float = 1.0) -> tuple[Tensor, ...]:
     """(X, L, C) after the block."""
     temb = torch.linspace(-1, 1, D).expand(x.shape[0], D)
     image, text = block(torch.cat([x, lr], dim=1), text, temb, 2, GRID, scale)
@@ -206,9 +204,7 @@ def test_injection_is_a_convolution_on_the_token_grid(grid: tuple[int, int]) -> 
     h_x, h_l = (F.gelu(ff.net[0].proj(streams[n]), approximate="tanh") for n in ("x", "lr"))
     # Row-major: token number y·width + x is at (y, x).
     image = torch.stack([h_l[:, y * grid[1] : (y + 1) * grid[1]] for y in range(grid[0])], dim=1)
-    conv = F.conv2d(
-        image.movedim(-1, 1), ff.control_conv.weight, ff.control_conv.bias, padding=1, groups=4 * D
-    )
+    conv = F.conv2d(image.movedim(-1, 1), ff.control_conv.weight, ff.control_conv.bias, padding=1, groups=4 * D)
     assert conv.shape == (2, 4 * D, *grid)
     injected = torch.cat([conv[:, :, y].movedim(1, -1) for y in range(grid[0])], dim=1)
     torch.testing.assert_close(out[:, :K], ff.net[2](h_x + s * injected), rtol=1e-5, atol=1e-5)
@@ -290,7 +286,6 @@ def test_noise_keys_ignore_the_key_map() -> None:
 def test_without_qk_norm_the_key_sources_are_the_same() -> None:
     inputs = tiny_inputs()
     lr, noise = (
-        inputs.call(tiny_network(replace(DIT4SR, key_source=source), qk_norm=None))
-        for source in ("lr", "noise")
+        inputs.call(tiny_network(replace(DIT4SR, key_source=source), qk_norm=None)) for source in ("lr", "noise")
     )
     assert torch.equal(lr, noise)

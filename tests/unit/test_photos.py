@@ -40,9 +40,7 @@ def test_embedded_photos():
     assert len(photos) == 11
     assert {name for name, photo in photos.items() if photo.held_out} == {"chelsea", "coffee", "rocket"}
     assert photos["motorcycle_left"].scene == photos["motorcycle_right"].scene
-    assert not {p.scene for p in photos.values() if p.held_out} & {
-        p.scene for p in photos.values() if not p.held_out
-    }
+    assert not {p.scene for p in photos.values() if p.held_out} & {p.scene for p in photos.values() if not p.held_out}
     for photo in photos.values():
         assert photo.image.dtype == np.uint8
         assert photo.image.ndim == 3
@@ -60,9 +58,7 @@ def test_a_missing_embedded_photo_says_what_to_install(monkeypatch):
     entry = photos_module._EMBEDDED[0]
     missing = photos_module._Embedded("skimage", "data/nothing.png", "s", "c", "l")
     monkeypatch.setattr(photos_module, "_EMBEDDED", (entry, missing))
-    with pytest.raises(
-        UserError, match=r'scikit-image .* has no readable data/nothing.png: pip install "scikit-image'
-    ):
+    with pytest.raises(UserError, match=r'scikit-image .* has no readable data/nothing.png: pip install "scikit-image'):
         embedded_photos()
 
 
@@ -139,6 +135,9 @@ def test_prepare_embedded(tmp_path, capsys):
     assert read_manifest(tmp_path / "other" / "train")["shards"] == manifest["shards"]
     with pytest.raises(UserError, match=r"other settings \(patch\).*overwrite=true"):
         prepare({**cfg, "patch": 64})
+    with pytest.raises(UserError, match="smaller patch="):
+        prepare({**cfg, "patch": 2000, "overwrite": True})
+    assert read_manifest(root / "train") == manifest  # a failure destroys nothing
     assert prepare({**cfg, "samples_per_shard": 26, "overwrite": True}) == 0
     assert [path.name for path in sorted((root / "train").iterdir())] == ["manifest.json", "train-000000.tar"]
 
@@ -181,9 +180,7 @@ def test_prepare_folder(tmp_path, folder, capsys):
     captions = {}
     for shard in find_shards(root):
         with tarfile.open(shard) as tar:
-            texts = {
-                m.name.rpartition(".")[0]: tar.extractfile(m).read() for m in tar if m.name.endswith(".txt")
-            }
+            texts = {m.name.rpartition(".")[0]: tar.extractfile(m).read() for m in tar if m.name.endswith(".txt")}
         captions |= texts
     assert sum(text == b"A beach." for text in captions.values()) == 4
     assert sum(text == b"" for text in captions.values()) == 8
@@ -202,9 +199,7 @@ def test_part_of_a_folder_is_held_out(tmp_path, folder):
     assert used
     assert not held & used
     names = {path.stem for path in (root / "benchmark" / "test_LR").iterdir()}
-    assert names == {
-        f"{name.replace('/', '_')}_0" for name in held if name in ("b/c", "b/d")
-    }  # 256 px or more
+    assert names == {f"{name.replace('/', '_')}_0" for name in held if name in ("b/c", "b/d")}  # 256 px or more
 
 
 @pytest.mark.parametrize(

@@ -122,9 +122,7 @@ def sd3_folder(tmp_path_factory):
 def test_sd3_equals_diffusers(sd3_folder):
     from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
-    encoder = build_text_encoder(
-        {"name": "sd3", "tokens": 77 + 20, "width": 48, "pooled_width": 20}, str(sd3_folder)
-    )
+    encoder = build_text_encoder({"name": "sd3", "tokens": 77 + 20, "width": 48, "pooled_width": 20}, str(sd3_folder))
     prompts = ["a red cup", "", "two cats on a very long sofa " * 20]
     got = encoder.encode(prompts)
     pipeline = StableDiffusion3Pipeline(

@@ -142,9 +142,7 @@ def test_impossible_starts_are_refused() -> None:
 def test_noise_comes_from_the_generator() -> None:
     def sample(seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
-        return sample_euler(
-            gaussian_network(0, 1), latent(), **TEXT, steps=2, guidance=1, generator=generator
-        )
+        return sample_euler(gaussian_network(0, 1), latent(), **TEXT, steps=2, guidance=1, generator=generator)
 
     assert torch.equal(sample(1), sample(1))
     assert not torch.equal(sample(1), sample(2))
@@ -251,17 +249,13 @@ def test_a_latent_of_one_tile_is_untiled() -> None:
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (6, 30), (30, 6), (14, 26), (9, 17)])
 @pytest.mark.parametrize("overlap", [0, 4])
 def test_a_constant_velocity_stays_constant(height: int, width: int, overlap: int) -> None:
-    tiled = TiledNetwork(
-        lambda z, *rest, return_dict: torch.full_like(z, 2), tile=8, overlap=overlap, batch=3
-    )
+    tiled = TiledNetwork(lambda z, *rest, return_dict: torch.full_like(z, 2), tile=8, overlap=overlap, batch=3)
     z = latent(height, width)
     velocity = tiled(z, z, torch.ones(2), torch.zeros(2, 5, 12), torch.zeros(2, 10))
     assert torch.equal(velocity, torch.full_like(z, 2))
 
 
-def pointwise(
-    z: Tensor, lr: Tensor, timestep: Tensor, tokens: Tensor, pooled: Tensor, return_dict: bool
-) -> Tensor:
+def pointwise(z: Tensor, lr: Tensor, timestep: Tensor, tokens: Tensor, pooled: Tensor, return_dict: bool) -> Tensor:
     """A velocity at each point from that point's own z and LR, and from its own sample's condition."""
     condition = timestep + 10 * tokens[:, 0, 0] + 100 * pooled[:, 0]
     return z.sin() + 3 * lr + condition.reshape(-1, 1, 1, 1)

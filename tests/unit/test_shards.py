@@ -28,9 +28,7 @@ from dit4sr.files import write_atomically
 def samples(n):
     rng = np.random.default_rng(0)
     return [
-        ShardSample(
-            f"{k:03d}-photo", rng.integers(0, 256, (12, 10, 3), dtype=np.uint8), f"Größe {k}", {"k": k}
-        )
+        ShardSample(f"{k:03d}-photo", rng.integers(0, 256, (12, 10, 3), dtype=np.uint8), f"Größe {k}", {"k": k})
         for k in range(n)
     ]
 
@@ -94,10 +92,7 @@ def test_find_shards_says_what_to_do(tmp_path):
     infos = write_shards(tmp_path / "train", samples(3), 2)
     expected = tuple(tmp_path / "train" / info.name for info in infos)
     assert (
-        find_shards(tmp_path)
-        == find_shards(tmp_path / "train")
-        == find_shards(tmp_path / "t*" / "*.tar")
-        == expected
+        find_shards(tmp_path) == find_shards(tmp_path / "train") == find_shards(tmp_path / "t*" / "*.tar") == expected
     )
     write_manifest(tmp_path / "train", infos[:1], {})
     assert find_shards(tmp_path / "train") == expected[:1]
@@ -124,12 +119,7 @@ def png_header(width, height):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b""))
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -158,6 +148,4 @@ def test_unusual_images_become_rgb(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held upright
     Image.fromarray(np.dstack([ramp] * 3)[:4]).save(tmp_path / "turned.webp", exif=exif, lossless=True)
-    np.testing.assert_array_equal(
-        read_image(tmp_path / "turned.webp"), np.rot90(np.dstack([ramp] * 3)[:4], -1)
-    )
+    np.testing.assert_array_equal(read_image(tmp_path / "turned.webp"), np.rot90(np.dstack([ramp] * 3)[:4], -1))

@@ -127,9 +127,7 @@ def test_samples_come_back_as_written(tmp_path):
 
 
 def test_a_reader_opens_only_the_lanes_of_its_numbers(tmp_path):
-    shards = write(
-        tmp_path, numbered_images(32), samples_per_shard=2
-    )  # 16 shards: one lane, one shard a pass
+    shards = write(tmp_path, numbered_images(32), samples_per_shard=2)  # 16 shards: one lane, one shard a pass
     everyone = list(itertools.islice(stream(shards, itertools.count(), lanes=16), 32))
     reader = ShardReader(shards)
     opened = []
@@ -208,9 +206,7 @@ def add_member(shard: Path, name: str, data: bytes):
         tar.addfile(info, io.BytesIO(data))
 
 
-@pytest.mark.parametrize(
-    "name", ["0000.pyd", "0000.pkl", "0000.pth", "0000.meta.pickle", "0000.PT", "0000.npy"]
-)
+@pytest.mark.parametrize("name", ["0000.pyd", "0000.pkl", "0000.pth", "0000.meta.pickle", "0000.PT", "0000.npy"])
 def test_a_pickle_is_refused_and_never_run(tmp_path, name):
     shards = write(tmp_path / "shards", numbered_images(4))
     trap = tmp_path / "trap"

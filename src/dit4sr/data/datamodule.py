@@ -50,9 +50,7 @@ class SRDataModule(LightningDataModule):
         if data["name"] not in ("embedded", "shards"):
             raise UserError(f"unknown data {data['name']!r}: choose embedded or shards.")
         if data["name"] == "shards" and not data.get("shards"):
-            raise UserError(
-                "data=shards needs data.shards=<folder or glob of shards>: python prepare.py makes some."
-            )
+            raise UserError("data=shards needs data.shards=<folder or glob of shards>: python prepare.py makes some.")
         self.data = data
         self.degradation = degradation
         self.seed = seed
@@ -71,9 +69,7 @@ class SRDataModule(LightningDataModule):
         """Endless local batches from global sample ``start`` on; see `TrainingBatches`."""
         trainer = self.trainer
         rank = self._rank if self._rank is not None else (trainer.global_rank if trainer else 0)
-        world_size = (
-            self._world_size if self._world_size is not None else (trainer.world_size if trainer else 1)
-        )
+        world_size = self._world_size if self._world_size is not None else (trainer.world_size if trainer else 1)
         where = self.embedded / "train" if self.data["name"] == "embedded" else self.data["shards"]
         batches = TrainingBatches(
             LoaderSettings(
@@ -114,9 +110,7 @@ def validation_pairs(benchmark: Path) -> list[dict[str, Any]]:
             lq = read_image(benchmark / "test_LR" / f"{name}.png")
             hq = read_image(benchmark / "test_HR" / f"{name}.png")
         except (OSError, UnreadableImage) as error:
-            raise UserError(
-                f"pair {name} of {benchmark}: {error}. Run python prepare.py overwrite=true."
-            ) from error
+            raise UserError(f"pair {name} of {benchmark}: {error}. Run python prepare.py overwrite=true.") from error
         text = prompt.read_text(encoding="utf-8").strip() if prompt.is_file() else ""
         pairs.append({"name": name, "lq": lq, "hq": hq, "prompt": text})
     return pairs

@@ -53,9 +53,7 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image8:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
-                raise UnreadableImage(
-                    f"{image.width}x{image.height} is more than {max_pixels / 1e6:.0f} megapixels"
-                )
+                raise UnreadableImage(f"{image.width}x{image.height} is more than {max_pixels / 1e6:.0f} megapixels")
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I;16"):
                 upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
@@ -63,9 +61,7 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image8:
     except UnreadableImage:
         raise
     except _DECODING_ERRORS as error:
-        raise UnreadableImage(
-            f"not a readable PNG, JPEG or WebP image ({type(error).__name__}: {error})"
-        ) from error
+        raise UnreadableImage(f"not a readable PNG, JPEG or WebP image ({type(error).__name__}: {error})") from error
 
 
 def read_image(path: str | Path) -> Image8:
@@ -76,9 +72,7 @@ def read_image(path: str | Path) -> Image8:
 def encode_png(image: Image8) -> bytes:
     """Code (H, W, 3) uint8 RGB as a PNG, without loss."""
     # Level 3 is twice as fast as the default and costs a photo 3 % more bytes.
-    done, code = cv2.imencode(
-        ".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 3]
-    )
+    done, code = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 3])
     assert done, "OpenCV could not code a PNG"
     return code.tobytes()
 

@@ -62,9 +62,7 @@ class LoaderSettings:
             )
         if self.lanes % (self.world_size * self.readers):
             fitting = [n for n in range(1, self.lanes + 1) if self.lanes % (n * self.world_size) == 0]
-            workers = (
-                f"data.workers may be {', '.join(map(str, [0, *fitting]))}" if fitting else "no number fits"
-            )
+            workers = f"data.workers may be {', '.join(map(str, [0, *fitting]))}" if fitting else "no number fits"
             raise UserError(
                 f"{self.world_size} rank(s) x {self.readers} worker(s) must divide data.lanes={self.lanes}: "
                 f"{workers}, or set data.lanes to a multiple of {self.world_size * self.readers} "
@@ -138,12 +136,9 @@ def _interleave(pieces: list[Batch]) -> Batch:
     if len(pieces) == 1:
         return pieces[0]
     batch: Batch = {
-        key: torch.stack([piece[key] for piece in pieces], dim=1).flatten(0, 1)
-        for key in ("index", "hq", "lq")
+        key: torch.stack([piece[key] for piece in pieces], dim=1).flatten(0, 1) for key in ("index", "hq", "lq")
     }
-    batch["prompt"] = [
-        prompt for row in zip(*(piece["prompt"] for piece in pieces), strict=True) for prompt in row
-    ]
+    batch["prompt"] = [prompt for row in zip(*(piece["prompt"] for piece in pieces), strict=True) for prompt in row]
     return batch
 
 

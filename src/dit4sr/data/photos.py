@@ -77,8 +77,7 @@ _EMBEDDED = (
         "skimage",
         "data/retina.jpg",
         "retina",
-        "A medical picture of the back of a human eye shows red blood vessels that branch out over an orange "
-        "retina.",
+        "A medical picture of the back of a human eye shows red blood vessels that branch out over an orange retina.",
         "CC0 1.0 (Mikael Häggström)",
         weight=0.5,
     ),
@@ -152,9 +151,7 @@ def _read_embedded(entry: _Embedded) -> Photo:
             f"the installed {_DISTRIBUTIONS[entry.package]} {_version(entry.package)} has no readable "
             f'{entry.file}: pip install "{wanted}", which ships it.'
         ) from error
-    return Photo(
-        Path(entry.file).stem, entry.scene, image, entry.caption, entry.held_out, entry.weight, entry.licence
-    )
+    return Photo(Path(entry.file).stem, entry.scene, image, entry.caption, entry.held_out, entry.weight, entry.licence)
 
 
 def _package_folder(package: str) -> Path:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from dit4sr.data.patches import benchmark_crops, fitting_scales, patch_count, tr
 from dit4sr.data.photos import Photo, embedded_photos, photo_files, read_photo
 from dit4sr.data.prepare_settings import EMBEDDED, PrepareSettings
 from dit4sr.data.samples import uniform
-from dit4sr.data.shards import ShardSample, read_manifest, write_manifest, write_shards
+from dit4sr.data.shards import MANIFEST, ShardSample, read_manifest, write_manifest, write_shards
 from dit4sr.errors import UserError
 from dit4sr.files import write_atomically
 from dit4sr.randomness import sample_seed
@@ -80,9 +81,7 @@ def ensure_embedded(data: str | Path) -> Path:
 def _prepare(settings: PrepareSettings, out: Path, *, overwrite: bool) -> int:
     source = _Source(settings)
     if settings.source != EMBEDDED and out.resolve().is_relative_to(settings.source):
-        raise UserError(
-            f"out={out} lies inside source={settings.source}: write the shards to another folder."
-        )
+        raise UserError(f"out={out} lies inside source={settings.source}: write the shards to another folder.")
     wanted = json.loads(json.dumps({**asdict(settings), "files": source.fingerprint}))
     manifest = read_manifest(out / "train")
     if manifest is not None and manifest.get("format") == FORMAT and manifest.get("settings") == wanted:
@@ -96,14 +95,16 @@ def _prepare(settings: PrepareSettings, out: Path, *, overwrite: bool) -> int:
             "pass another out=<folder>, or overwrite=true to replace it."
         )
 
-    (out / "train" / "manifest.json").unlink(missing_ok=True)  # until the end the folder is not whole
-    shards = write_shards(out / "train", source.patches(), settings.samples_per_shard)
-    if not shards:
+    patches = source.patches()
+    first = next(patches, None)
+    if first is None:
         raise UserError(
             f"none of the {source.seen} photos gave a patch of {settings.patch} px "
             f"({len(source.skipped)} skipped, {len(source.held_out)} held out): "
             "pass a smaller patch=, or other photos."
         )
+    (out / "train" / MANIFEST).unlink(missing_ok=True)  # from here to the end the folder is not whole
+    shards = write_shards(out / "train", chain([first], patches), settings.samples_per_shard)
     benchmark = _write_benchmark(out / "benchmark", source.held_out, settings)
     _remove_others(out / "train", "train-*.tar", {shard.name for shard in shards})
     facts = {
@@ -163,9 +164,7 @@ class _Source:
             try:
                 photo = read_photo(path, self.folder)
             except UnreadableImage as error:
-                self.skipped.append(
-                    Skipped(path.relative_to(self.folder).as_posix(), str(error), corrupt=True)
-                )
+                self.skipped.append(Skipped(path.relative_to(self.folder).as_posix(), str(error), corrupt=True))
             else:
                 yield photo
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,9 @@ class PrepareSettings:
         Raises:
             UserError: a value is of another kind, or out of range.
         """
-        source = str(cfg["source"])
-        scales = cfg["scales"]
-        if (
-            isinstance(scales, int | float | str)
-            or not scales
-            or not all(_within(s, 0, 1) and s for s in scales)
-        ):
+        source, scales = str(cfg["source"]), cfg["scales"]
+        is_list = isinstance(scales, Sequence) and not isinstance(scales, str)
+        if not is_list or not scales or not all(_within(scale, 0, 1) and scale for scale in scales):
             raise UserError(f"scales={scales} must be a list of numbers in (0, 1].")
         if not _within(cfg["held_out"], 0, 1) or cfg["held_out"] == 1:
             raise UserError(f"held_out={cfg['held_out']} must be in [0, 1).")

@@ -104,9 +104,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         assert all(isinstance(shard["name"], str) for shard in manifest["shards"])
     except (ValueError, LookupError, TypeError, AssertionError) as error:
-        raise UserError(
-            f"{path} is not a manifest of shards: delete it and run python prepare.py again."
-        ) from error
+        raise UserError(f"{path} is not a manifest of shards: delete it and run python prepare.py again.") from error
     return manifest
 
 
@@ -120,16 +118,10 @@ def find_shards(where: str | Path) -> tuple[Path, ...]:
     """
     text = str(where)
     if text.startswith("pipe:") or "://" in text:
-        raise UserError(
-            f"data.shards={text}: shards are read from local folders or globs; copy them here first."
-        )
+        raise UserError(f"data.shards={text}: shards are read from local folders or globs; copy them here first.")
     folder = Path(where)
     if folder.is_dir():
-        if (
-            not (folder / MANIFEST).is_file()
-            and not any(folder.glob("*.tar"))
-            and (folder / "train").is_dir()
-        ):
+        if not (folder / MANIFEST).is_file() and not any(folder.glob("*.tar")) and (folder / "train").is_dir():
             folder = folder / "train"
         manifest = read_manifest(folder)
         found = [folder / s["name"] for s in manifest["shards"]] if manifest else sorted(folder.glob("*.tar"))
@@ -141,9 +133,7 @@ def find_shards(where: str | Path) -> tuple[Path, ...]:
             f"no shard (*.tar) in {text}: run python prepare.py, or point data.shards at a folder of shards."
         )
     if missing := [path for path in found if not path.is_file()]:
-        raise UserError(
-            f"{missing[0]} is missing although the manifest lists it: run python prepare.py again."
-        )
+        raise UserError(f"{missing[0]} is missing although the manifest lists it: run python prepare.py again.")
     return tuple(found)
 
 

@@ -19,8 +19,7 @@ from dit4sr.evaluation.benchmarks import Benchmark, BenchmarkImage, Skipped
 from dit4sr.evaluation.methods import Bicubic, ImageFloat, Method, Task
 from dit4sr.evaluation.metrics import Metric, pyiqa_version
 from dit4sr.evaluation.tables import Row
-from dit4sr.randomness import sample_seed
-from dit4sr.restoration.loading import noise_index
+from dit4sr.restoration.noise import noise_seed
 
 SHUFFLED = -1
 """In place of a sample's number: the control that gets another image's LR."""
@@ -171,7 +170,7 @@ def _tasks(
             progress.total -= samples + (donors is not None)
             continue
         collected = _Collected(image, lq, truth, left=samples + (donors is not None))
-        seeds = [sample_seed(seed, noise_index(image.name), f"restore/{k}") for k in range(samples)]
+        seeds = [noise_seed(seed, image.name, k) for k in range(samples)]
         for k in range(samples):
             yield collected, k, Task(image, lq, seeds[k])
         if donors is not None:
@@ -203,9 +202,7 @@ def _first_readable(images: Iterable[BenchmarkImage]) -> Image8:
     raise UserError("shuffled=true needs two readable images")
 
 
-def _one_by_one(
-    method: Method, batch: list[_Work], skipped: list[Skipped]
-) -> tuple[list[ImageFloat], list[_Work]]:
+def _one_by_one(method: Method, batch: list[_Work], skipped: list[Skipped]) -> tuple[list[ImageFloat], list[_Work]]:
     """A batch in which the method's own image of some task cannot be read: the others."""
     restored, kept = [], []
     for work in batch:

@@ -75,10 +75,7 @@ class Bicubic:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def restore(self, tasks: Sequence[Task]) -> list[ImageFloat]:
-        return [
-            upsample_bicubic(from_hwc(task.lq), *task.image.target)[0].permute(1, 2, 0).numpy()
-            for task in tasks
-        ]
+        return [upsample_bicubic(from_hwc(task.lq), *task.image.target)[0].permute(1, 2, 0).numpy() for task in tasks]
 
 
 @dataclass(frozen=True)

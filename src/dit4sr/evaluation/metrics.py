@@ -7,6 +7,7 @@ row of a table states its own.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -96,12 +97,8 @@ def build_metrics(config: Mapping[str, Any]) -> tuple[Metric, ...]:
     if border < 0:
         raise UserError(f"metrics.border={border}: give the number of pixels to cut off, 0 or more")
     known = {
-        "psnr": Metric(
-            "psnr", "higher", 2, protocol, PROTOCOLS[protocol].channel, border, _by_pyiqa("psnr", protocol)
-        ),
-        "ssim": Metric(
-            "ssim", "higher", 4, protocol, PROTOCOLS[protocol].channel, border, _by_pyiqa("ssim", protocol)
-        ),
+        "psnr": Metric("psnr", "higher", 2, protocol, PROTOCOLS[protocol].channel, border, _by_pyiqa("psnr", protocol)),
+        "ssim": Metric("ssim", "higher", 4, protocol, PROTOCOLS[protocol].channel, border, _by_pyiqa("ssim", protocol)),
         "gradient_energy": Metric("gradient_energy", "one", 3, "ycbcr", "Y", border, gradient_energy),
     }
     if unknown := [name for name in config["names"] if name not in known]:
@@ -173,9 +170,8 @@ def _pyiqa_metric(name: str, protocol: str) -> Any:
     try:
         from pyiqa import create_metric  # late: it takes seconds, and only evaluation needs it
     except ImportError as error:
-        raise UserError(
-            f'pyiqa cannot be imported ({error}): pip install "pyiqa>=0.1.16" "setuptools<81"'
-        ) from error
+        raise UserError(f'pyiqa cannot be imported ({error}): pip install "pyiqa>=0.1.16" "setuptools<81"') from error
+    logging.getLogger("pyiqa").setLevel(logging.WARNING)  # it tells of every metric that it makes
     return create_metric(name, device="cpu", **PROTOCOLS[protocol].options)
 
 

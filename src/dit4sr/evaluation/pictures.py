@@ -131,8 +131,8 @@ def most_detailed_region(image: Image8, height: int, width: int) -> tuple[int, i
     inner = _region_sums(table, inner_height, inner_width)
     sums = sums + inner[dy : dy + sums.shape[0], dx : dx + sums.shape[1]]
     my, mx = (min(n // 16, (m - 1) // 2) for n, m in zip(y.shape, sums.shape, strict=True))
-    inner = sums[my : sums.shape[0] - my, mx : sums.shape[1] - mx]
-    at = np.unravel_index(int(inner.argmax()), inner.shape)
+    allowed = sums[my : sums.shape[0] - my, mx : sums.shape[1] - mx]
+    at = np.unravel_index(int(allowed.argmax()), allowed.shape)
     return int(at[0]) + my, int(at[1]) + mx
 
 

@@ -119,8 +119,7 @@ def summary_content(
             for m in metrics
         },
         "methods": {
-            name: {metric: _statistic(s) for metric, s in statistics.items()}
-            for name, statistics in summary.items()
+            name: {metric: _statistic(s) for metric, s in statistics.items()} for name, statistics in summary.items()
         },
         "settings": {
             "seed": config["seed"],
@@ -158,15 +157,11 @@ def write_comparison(
         for example in result.examples
     ]
     title = f"{method.name} on {benchmark.name}, ×{benchmark.upscale:g}"
-    note = "PSNR and SSIM of the whole image" + (
-        "; of single samples, the mean over all" if samples > 1 else ""
-    )
+    note = "PSNR and SSIM of the whole image" + ("; of single samples, the mean over all" if samples > 1 else "")
     write_sheet(path, rows, list(columns.values()), title=title, note=note)
 
 
-def _caption(
-    values: Mapping[tuple[str, str, str], Row], example: Example, column: str, method: str | None
-) -> str:
+def _caption(values: Mapping[tuple[str, str, str], Row], example: Example, column: str, method: str | None) -> str:
     if column == "lq":
         return f"{example.lq.shape[1]}×{example.lq.shape[0]}"
     if column == "truth":

@@ -143,9 +143,7 @@ def _format(value: float, digits: int) -> str:
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def _marks(
-    values: Mapping[str, Mapping[str, float]], column: Column, unranked: Collection[str]
-) -> dict[str, str]:
+def _marks(values: Mapping[str, Mapping[str, float]], column: Column, unranked: Collection[str]) -> dict[str, str]:
     # Ranked as printed, so that of two rows that show the same number neither looks better.
     shown = {
         row: float(_format(v, column.digits))

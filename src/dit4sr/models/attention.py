@@ -92,9 +92,7 @@ class LRStreamAttention(Attention):
         text_ends: bool = False,
         lr_ends: bool = False,
     ) -> None:
-        text_fields: dict[str, Any] = (
-            {"added_kv_proj_dim": dim, "context_pre_only": text_ends} if text else {}
-        )
+        text_fields: dict[str, Any] = {"added_kv_proj_dim": dim, "context_pre_only": text_ends} if text else {}
         super().__init__(
             query_dim=dim,
             cross_attention_dim=None,

@@ -55,9 +55,7 @@ class LRStreamFeedForward(FeedForward):
     def _inject_nothing(self, h_x: Tensor, h_l: Tensor, grid: Grid, s: float) -> Tensor:
         return h_x
 
-    def forward(
-        self, image: Tensor, streams: int, grid: Grid, injection_scale: float, lr_ends: bool
-    ) -> Tensor:
+    def forward(self, image: Tensor, streams: int, grid: Grid, injection_scale: float, lr_ends: bool) -> Tensor:
         """(B, S·K, D) → the same, or (B, K, D) where the LR stream ends in this block."""
         activation, _, project = self.net
         h = activation(image)

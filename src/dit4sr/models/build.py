@@ -38,9 +38,7 @@ def check_model_config(model: Mapping[str, Any]) -> None:
         raise UserError(
             f"model {model.get('name')!r}: "
             + "; ".join(
-                f"{word} {', '.join(names)}"
-                for word, names in (("missing", missing), ("unknown", unknown))
-                if names
+                f"{word} {', '.join(names)}" for word, names in (("missing", missing), ("unknown", unknown)) if names
             )
             + f"; a model of network {network} states {', '.join(MODEL_FIELDS[network])}"
         )
@@ -111,9 +109,7 @@ def from_base(model: Mapping[str, Any], base: SD3Transformer2DModel, *, pretrain
     """Put the model's LR branch on a base transformer (also on the meta device)."""
     if model["network"] == "sd3_controlnet":
         return SD3ControlNet.from_sd3(base)
-    return DiT4SRTransformer2DModel.from_sd3(
-        base, spec_of(model), control_init="zero" if pretrained else "identity"
-    )
+    return DiT4SRTransformer2DModel.from_sd3(base, spec_of(model), control_init="zero" if pretrained else "identity")
 
 
 def build_on_meta(model: Mapping[str, Any], backbone: Mapping[str, Any]) -> Network:
@@ -128,9 +124,7 @@ def build_on_meta(model: Mapping[str, Any], backbone: Mapping[str, Any]) -> Netw
 
 def freeze(network: Network, *, pretrained: bool) -> None:
     """Set ``requires_grad``: the control weights, or everything from scratch, less the unreachable."""
-    trainable = (
-        set(network.control_parameter_names()) if pretrained else {n for n, _ in network.named_parameters()}
-    )
+    trainable = set(network.control_parameter_names()) if pretrained else {n for n, _ in network.named_parameters()}
     trainable -= set(network.unreachable_parameter_names())
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name in trainable)

@@ -97,9 +97,7 @@ class SD3ControlNet(ModelMixin, ConfigMixin):
             else:
                 # Only where N = 1: the transformer's only block is also its last, and has no
                 # text MLP to copy.
-                raise ValueError(
-                    f"the transformer has no {name} to copy: SD3-ControlNet needs at least two blocks"
-                )
+                raise ValueError(f"the transformer has no {name} to copy: SD3-ControlNet needs at least two blocks")
 
     def control_parameter_names(self) -> list[str]:
         """Names of the trainable part on a pretrained base: the ControlNet."""
@@ -109,17 +107,14 @@ class SD3ControlNet(ModelMixin, ConfigMixin):
         """Parameters on which no output depends: where a text stream ends, and unread residuals."""
         blocks, layers = len(self.controlnet.transformer_blocks), self.config.num_layers
         read = [i for i in range(blocks) if 2 * i < layers - 1]
-        prefixes = [
-            f"transformer.transformer_blocks.{layers - 1}.attn.{n}." for n in ("add_q_proj", "norm_added_q")
-        ]
+        prefixes = [f"transformer.transformer_blocks.{layers - 1}.attn.{n}." for n in ("add_q_proj", "norm_added_q")]
         for i in range(blocks):
             block = f"controlnet.transformer_blocks.{i}."
             if i not in read:
                 prefixes += [block, f"controlnet.controlnet_blocks.{i}."]
             elif i == read[-1]:
                 prefixes += [
-                    block + n
-                    for n in ("attn.add_q_proj.", "attn.norm_added_q.", "attn.to_add_out.", "ff_context.")
+                    block + n for n in ("attn.add_q_proj.", "attn.norm_added_q.", "attn.to_add_out.", "ff_context.")
                 ]
         return [n for n, _ in self.named_parameters() if n.startswith(tuple(prefixes))]
 
@@ -138,8 +133,7 @@ class SD3ControlNet(ModelMixin, ConfigMixin):
         if lr_hidden_states is not None:
             if lr_hidden_states.shape != hidden_states.shape:
                 raise ValueError(
-                    f"the LR latent is {tuple(lr_hidden_states.shape)}, "
-                    f"the noisy one {tuple(hidden_states.shape)}"
+                    f"the LR latent is {tuple(lr_hidden_states.shape)}, the noisy one {tuple(hidden_states.shape)}"
                 )
             (residuals,) = self.controlnet(
                 hidden_states=hidden_states,

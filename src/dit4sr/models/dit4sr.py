@@ -26,13 +26,10 @@ def check_latent_size(latent: Tensor, patch_size: int, max_grid: int) -> None:
     """
     height, width = latent.shape[-2:]
     if height % patch_size or width % patch_size:
-        raise ValueError(
-            f"latent of {height}×{width}: height and width must be multiples of the patch, {patch_size}"
-        )
+        raise ValueError(f"latent of {height}×{width}: height and width must be multiples of the patch, {patch_size}")
     if max(height, width) // patch_size > max_grid:
         raise ValueError(
-            f"latent of {height}×{width}: at most {max_grid * patch_size} a side (positional table); "
-            "use latent tiles"
+            f"latent of {height}×{width}: at most {max_grid * patch_size} a side (positional table); use latent tiles"
         )
 
 
@@ -110,9 +107,7 @@ class DiT4SRTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             )
             for i in range(num_layers)
         )
-        self.norm_out = AdaLayerNormContinuous(
-            self.inner_dim, self.inner_dim, elementwise_affine=False, eps=1e-6
-        )
+        self.norm_out = AdaLayerNormContinuous(self.inner_dim, self.inner_dim, elementwise_affine=False, eps=1e-6)
         self.proj_out = nn.Linear(self.inner_dim, patch_size * patch_size * self.out_channels)
         self.gradient_checkpointing = False
 
@@ -139,9 +134,7 @@ class DiT4SRTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         missing, unexpected = network.load_state_dict(transformer.state_dict(), strict=False, assign=True)
         wrong = sorted(set(missing) ^ set(control_names(list(network.state_dict()))))
         if wrong or unexpected:
-            raise ValueError(
-                f"not an SD3 transformer of this config: missing {wrong}, unexpected {sorted(unexpected)}"
-            )
+            raise ValueError(f"not an SD3 transformer of this config: missing {wrong}, unexpected {sorted(unexpected)}")
         like = transformer.proj_out.weight
         if not like.is_meta:
             for name in missing:
@@ -203,8 +196,7 @@ class DiT4SRTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if lr_hidden_states is not None:
             if lr_hidden_states.shape != hidden_states.shape:
                 raise ValueError(
-                    f"the LR latent is {tuple(lr_hidden_states.shape)}, "
-                    f"the noisy one {tuple(hidden_states.shape)}"
+                    f"the LR latent is {tuple(lr_hidden_states.shape)}, the noisy one {tuple(hidden_states.shape)}"
                 )
             image = torch.cat([image, self.pos_embed(lr_hidden_states)], dim=1)
             streams = 2

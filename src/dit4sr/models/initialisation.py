@@ -29,9 +29,7 @@ def initialise_control(network: nn.Module, control_init: ControlInit) -> None:
     injection always starts at zero (DESIGN section 2).
     """
     if control_init not in ("zero", "identity"):
-        raise ValueError(
-            f"control_init={control_init!r}: choose zero (pretrained base) or identity (from scratch)"
-        )
+        raise ValueError(f"control_init={control_init!r}: choose zero (pretrained base) or identity (from scratch)")
     for module in network.modules():
         if isinstance(module, LRStreamAttention):
             for linear in (module.to_q_control, module.to_k_control, module.to_v_control):

@@ -34,9 +34,7 @@ class HashingTextEncoder:
         self.width = width
         self.pooled_width = pooled_width
         self._padding = _gaussian("padding", width)
-        self._positions = (
-            torch.stack([_gaussian(f"position {n}", width) for n in range(tokens)]) * POSITION_STD
-        )
+        self._positions = torch.stack([_gaussian(f"position {n}", width) for n in range(tokens)]) * POSITION_STD
 
     def encode(self, prompts: list[str]) -> TextEmbedding:
         """Embed B prompts on the CPU, float32: tokens (B, M, W), pooled (B, P)."""

@@ -47,10 +47,7 @@ class SD3TextEncoder:
         options: dict[str, Any] = {"dtype": "auto", "use_safetensors": True}
         try:
             encoder = cls(
-                [
-                    AutoTokenizer.from_pretrained(pretrained, subfolder=f)
-                    for f in ("tokenizer", "tokenizer_2")
-                ],
+                [AutoTokenizer.from_pretrained(pretrained, subfolder=f) for f in ("tokenizer", "tokenizer_2")],
                 [
                     CLIPTextModelWithProjection.from_pretrained(pretrained, subfolder=f, **options)
                     for f in ("text_encoder", "text_encoder_2")
@@ -91,7 +88,5 @@ class SD3TextEncoder:
         return TextEmbedding(torch.cat([clip_tokens, t5_tokens], dim=1), pooled)
 
     def _ids(self, tokenizer: Any, prompts: list[str], length: int) -> Tensor:
-        batch = tokenizer(
-            prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        )
+        batch = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         return batch.input_ids.to(self.t5.device)

@@ -21,9 +21,7 @@ class TextEmbedding:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> TextEmbedding:
         """Move both tensors to a device, or a dtype, or both."""
-        return TextEmbedding(
-            self.tokens.to(device=device, dtype=dtype), self.pooled.to(device=device, dtype=dtype)
-        )
+        return TextEmbedding(self.tokens.to(device=device, dtype=dtype), self.pooled.to(device=device, dtype=dtype))
 
 
 class TextEncoder(Protocol):

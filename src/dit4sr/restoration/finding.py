@@ -91,7 +91,5 @@ def _check_results(jobs: Sequence[Job]) -> None:
                 "rename one of them"
             )
         if job.result.resolve() in photos:
-            raise UserError(
-                f"restoring {job.name} would replace the photo {job.result}: give another output=<folder>"
-            )
+            raise UserError(f"restoring {job.name} would replace the photo {job.result}: give another output=<folder>")
         by_result[job.result] = job

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -47,9 +46,7 @@ def load_restorer(config: Mapping[str, Any], explicit: Collection[str]) -> tuple
     return restorer, trained
 
 
-def sampler_for(
-    config: Mapping[str, Any], saved: Mapping[str, Any], explicit: Collection[str]
-) -> dict[str, Any]:
+def sampler_for(config: Mapping[str, Any], saved: Mapping[str, Any], explicit: Collection[str]) -> dict[str, Any]:
     """The sampler's config, see :func:`load_restorer`."""
     asked = dict(config["sampler"])
     if "sampler" in explicit or config["backbone"]["name"] == saved["backbone"]["name"]:
@@ -78,8 +75,3 @@ def resolve_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"device={name} cannot be used here: choose auto or cpu") from error
     return device
-
-
-def noise_index(name: str) -> int:
-    """The number by which a photo's noise is drawn: of its name, so that order and company do not matter."""
-    return zlib.crc32(name.encode("utf-8"))

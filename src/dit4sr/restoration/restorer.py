@@ -43,7 +43,9 @@ class SamplerSettings:
         """
         expected = {f.name for f in fields(cls)}
         if wrong := sorted(expected ^ set(config)):
-            raise UserError(f"sampler: missing or unknown {', '.join(map(str, wrong))}; it has {', '.join(sorted(expected))}")
+            raise UserError(
+                f"sampler: missing or unknown {', '.join(map(str, wrong))}; it has {', '.join(sorted(expected))}"
+            )
         if config["colour"] not in ALIGN:
             raise UserError(f"sampler.colour={config['colour']!r}: choose one of {', '.join(ALIGN)}")
         if config["steps"] < 1:
@@ -114,7 +116,13 @@ class Restorer:
 
     @overload
     def restore_batch(
-        self, lqs: list[np.ndarray], prompts: list[str], seeds: list[int], upscale: float = ..., *, as_float: bool
+        self,
+        lqs: list[np.ndarray],
+        prompts: list[str],
+        seeds: list[int],
+        upscale: float = ...,
+        *,
+        as_float: bool,
     ) -> list[np.ndarray]: ...
 
     @torch.inference_mode()

@@ -75,9 +75,7 @@ def run(config: DictConfig, explicit: Collection[str] = ()) -> int:
     return 1 if failed else 0
 
 
-def restore_all(
-    jobs: list[Job], restorer: Restorer, config: dict[str, Any], settings: dict[str, Any]
-) -> list[Failed]:
+def restore_all(jobs: list[Job], restorer: Restorer, config: dict[str, Any], settings: dict[str, Any]) -> list[Failed]:
     """Restore photo after photo; those that cannot be are returned."""
     import torch
     from tqdm import tqdm
@@ -93,9 +91,7 @@ def restore_all(
             failed.append(Failed(job.name, str(error)))
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
-            failed.append(
-                Failed(job.name, "not enough GPU memory: lower sampler.tile_batch or use device=cpu")
-            )
+            failed.append(Failed(job.name, "not enough GPU memory: lower sampler.tile_batch or use device=cpu"))
     return failed
 
 
@@ -112,8 +108,7 @@ def restore_one(job: Job, restorer: Restorer, config: dict[str, Any], settings: 
 
     from dit4sr.data.images import UnreadableImage
     from dit4sr.files import write_atomically
-    from dit4sr.randomness import sample_seed
-    from dit4sr.restoration.loading import noise_index
+    from dit4sr.restoration.noise import noise_seed
     from dit4sr.restoration.reading import read_photograph
 
     photograph = read_photograph(job.photo)
@@ -121,7 +116,7 @@ def restore_one(job: Job, restorer: Restorer, config: dict[str, Any], settings: 
     if min(height, width) < LEAST_SIDE:
         raise UnreadableImage(f"{width}×{height} is too small: both sides need {LEAST_SIDE} pixels or more")
     prompt = prompt_of(job, config["prompt"]["fixed"])
-    seed = sample_seed(config["seed"], noise_index(job.name), "restore/0")
+    seed = noise_seed(config["seed"], job.name)
     restored = restorer.restore(photograph.rgb, prompt, seed=seed, upscale=config["upscale"])
     if photograph.alpha is not None:
         size = (restored.shape[1], restored.shape[0])

@@ -126,7 +126,19 @@ def sweep_facts(jobs: list[Job], unfinished: list[Path]) -> list[str]:
 
 def write_table(path: Path, jobs: list[Job]) -> None:
     """table.csv, long form: model, metric, mean, std over images, n, and what they depend on."""
-    names = ("model", "metric", "mean", "std", "n", "protocol", "channel", "border", "backbone", "steps", "seed")
+    names = (
+        "model",
+        "metric",
+        "mean",
+        "std",
+        "n",
+        "protocol",
+        "channel",
+        "border",
+        "backbone",
+        "steps",
+        "seed",
+    )
     with write_atomically(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names, lineterminator="\n")
         writer.writeheader()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ def due(step: int, every: int, steps: int) -> bool:
 class StepProgress(Callback):
     """One line for the whole run: steps done, rate, time left, loss."""
 
-    def __init__(self, steps: int, batch_size: int) -> None:
-        self.steps, self.batch_size = steps, batch_size
+    def __init__(self, steps: int, batch_size: int, loss_every: int) -> None:
+        self.steps, self.batch_size, self.loss_every = steps, batch_size, loss_every
         self.bar: tqdm | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -31,7 +32,7 @@ class StepProgress(Callback):
             unit="step",
             disable=not trainer.is_global_zero,
             dynamic_ncols=True,
-            mininterval=1.0,
+            mininterval=1.0 if sys.stderr.isatty() else 20.0,  # few lines where nobody watches
         )
 
     def on_train_batch_end(
@@ -40,9 +41,11 @@ class StepProgress(Callback):
         assert self.bar is not None
         if advance := trainer.global_step - self.bar.n:
             self.bar.update(advance)
-            if self.bar.n % trainer.log_every_n_steps == 0 and (rate := self.bar.format_dict["rate"]):
-                loss = float(outputs["loss"])
-                self.bar.set_postfix_str(f"loss {loss:.4f}, {rate * self.batch_size:.0f} samples/s", refresh=False)
+            if self.bar.n % self.loss_every == 0 and (rate := self.bar.format_dict["rate"]):
+                self.bar.set_postfix_str(
+                    f"loss {float(outputs['loss']):.4f}, {rate * self.batch_size:.0f} samples/s",
+                    refresh=False,
+                )
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if self.bar is not None:

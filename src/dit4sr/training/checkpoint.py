@@ -116,4 +116,6 @@ def newest_checkpoint(outputs: Path, model: str) -> Path:
         config = path.parent.parent / "config.yaml"
         if config.is_file() and OmegaConf.load(config).model.name == model:
             return path
-    raise UserError(f"no checkpoint of {model} under {outputs}: train one (python train.py model={model}) or give ckpt=…")
+    raise UserError(
+        f"no checkpoint of {model} under {outputs}: train one (python train.py model={model}) or give ckpt=…"
+    )

@@ -85,7 +85,9 @@ def logged_in() -> bool:
     return bool(wandb.api.api_key)
 
 
-def wandb_logger(config: Mapping[str, Any], folder: Path, run_config: dict[str, Any], run_id: str) -> WandbLogger | None:
+def wandb_logger(
+    config: Mapping[str, Any], folder: Path, run_config: dict[str, Any], run_id: str
+) -> WandbLogger | None:
     """W&B: online when logged in, offline otherwise (``wandb sync`` sends it later); None when disabled.
 
     Args:

@@ -153,6 +153,8 @@ class DiT4SRModule(lightning.LightningModule):
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         loss = self.loss(batch)
+        # Lightning logs under the metric "step" where there is one: here the steps completed with this one.
+        self.log("step", float(self.global_step + 1))
         self.log("train/loss", loss, sync_dist=True, batch_size=len(batch["prompt"]))
         return loss
 

@@ -30,7 +30,8 @@ def run(config: DictConfig, explicit: set[str]) -> int:
     if config.plan:
         from dit4sr.training.plan import print_plan
 
-        print_plan(OmegaConf.to_container(config, resolve=True))
+        plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+        print_plan(plain)
         return 0
     out = run_folder(config)
     checkpoint = train(config, out)
@@ -166,7 +167,7 @@ def build_trainer(
             )
         )
     if config.callbacks.progress:
-        callbacks.append(StepProgress(1 if fast else steps, config.data.batch_size))
+        callbacks.append(StepProgress(1 if fast else steps, config.data.batch_size, config.trainer.log_every_n_steps))
     return lightning.Trainer(
         max_steps=steps,
         max_epochs=-1,
@@ -177,7 +178,7 @@ def build_trainer(
         precision=config.trainer.precision,
         accumulate_grad_batches=config.trainer.accumulate_grad_batches,
         gradient_clip_val=config.trainer.gradient_clip_val,
-        log_every_n_steps=config.trainer.log_every_n_steps,
+        log_every_n_steps=min(config.trainer.log_every_n_steps, steps),  # a short run logs too
         deterministic=config.trainer.deterministic,
         detect_anomaly=config.debugging.detect_anomaly,
         fast_dev_run=fast,

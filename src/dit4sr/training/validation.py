@@ -87,9 +87,9 @@ class HeldOutValidation(Callback):
                 logger.log_metrics(metrics, step)
                 if isinstance(logger, WandbLogger):
                     logger.log_image("val/restored", [sheet], step, caption=["input, bicubic, restored, ground truth"])
-        loss = trainer.strategy.broadcast(metrics.get("val/loss"))
+        loss = trainer.strategy.broadcast(metrics.get("val/loss", float("nan")))
         if self.checkpoints is not None:
-            self.checkpoints.validated(trainer, float(loss))
+            self.checkpoints.validated(trainer, loss)
 
     def losses(self, module: DiT4SRModule, pairs: list[Pair]) -> dict[str, float]:
         """``val/loss`` (σ²·‖v̂−v‖², mean over the bins) and ``val/velocity_<σ>`` by bin."""

@@ -47,9 +47,7 @@ class Ragged:
 
 
 @torch.no_grad()
-def degrade_batch(
-    hq: Tensor, preset: str | DegradationPreset, seeds: Sequence[int] | Tensor
-) -> tuple[Tensor, Tensor]:
+def degrade_batch(hq: Tensor, preset: str | DegradationPreset, seeds: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
     """Synthesise the low-quality images of a batch of photos.
 
     Args:
@@ -158,9 +156,7 @@ def resize(x: Ragged, parameters: Sequence[ResizeParameters]) -> Ragged:
     return Ragged(pixels, target.heights, target.widths, target.sizes)
 
 
-def add_noise(
-    x: Ragged, parameters: Sequence[NoiseParameters], generators: Sequence[torch.Generator]
-) -> Ragged:
+def add_noise(x: Ragged, parameters: Sequence[NoiseParameters], generators: Sequence[torch.Generator]) -> Ragged:
     """Add each image's noise and clip to [0, 1], as `worker.add_noise`."""
     noisy = torch.zeros_like(x.pixels)
     for b, (p, generator, (h, w)) in enumerate(zip(parameters, generators, x.sizes, strict=True)):

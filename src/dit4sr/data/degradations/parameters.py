@@ -117,9 +117,7 @@ def device_noise_seed(seed: int) -> int:
     return int(bit_generator(seed, _DEVICE_NOISE).random_raw()) >> 1
 
 
-def draw_parameters(
-    preset: str | DegradationPreset, seed: int, height: int, width: int
-) -> DegradationParameters:
+def draw_parameters(preset: str | DegradationPreset, seed: int, height: int, width: int) -> DegradationParameters:
     """Draw the parameters of one image of height x width pixels.
 
     Every decision reads its own number of the seed's stream whether or not it is used, so the draws of two
@@ -137,21 +135,15 @@ def draw_parameters(
 
     blur1 = _draw_kernel(draws, p, p.blur_sigma, p.betag_range, p.betap_range, p.sinc_prob)
     scale1 = _draw_scale(draws, p.resize_prob, p.resize_range)
-    resize1 = ResizeParameters(
-        draws.choice(p.resize_modes), max(1, int(height * scale1)), max(1, int(width * scale1))
-    )
-    noise1 = _draw_noise(
-        draws, p.gaussian_noise_prob, p.gray_noise_prob, p.noise_range, p.poisson_scale_range
-    )
+    resize1 = ResizeParameters(draws.choice(p.resize_modes), max(1, int(height * scale1)), max(1, int(width * scale1)))
+    noise1 = _draw_noise(draws, p.gaussian_noise_prob, p.gray_noise_prob, p.noise_range, p.poisson_scale_range)
     jpeg1 = round(draws.uniform(*p.jpeg_range))
 
     second_blur = draws.chance(p.second_blur_prob)
     blur2 = _draw_kernel(draws, p, p.blur_sigma2, p.betag_range2, p.betap_range2, p.sinc_prob2)
     scale2 = _draw_scale(draws, p.resize_prob2, p.resize_range2)
     resize2 = ResizeParameters(draws.choice(p.resize_modes), max(1, int(h * scale2)), max(1, int(w * scale2)))
-    noise2 = _draw_noise(
-        draws, p.gaussian_noise_prob2, p.gray_noise_prob2, p.noise_range2, p.poisson_scale_range2
-    )
+    noise2 = _draw_noise(draws, p.gaussian_noise_prob2, p.gray_noise_prob2, p.noise_range2, p.poisson_scale_range2)
     jpeg2 = round(draws.uniform(*p.jpeg_range2))
 
     final_sinc = draws.chance(p.final_sinc_prob)
@@ -177,8 +169,7 @@ def check_size(height: int, width: int) -> None:
     """Refuse HR sizes that have no LQ of a quarter."""
     if height < SCALE or width < SCALE or height % SCALE or width % SCALE:
         raise UserError(
-            f"an image of {height}x{width} cannot be degraded x{SCALE}: "
-            f"crop it to positive multiples of {SCALE}."
+            f"an image of {height}x{width} cannot be degraded x{SCALE}: crop it to positive multiples of {SCALE}."
         )
 
 
@@ -211,9 +202,7 @@ def _draw_scale(draws: _Draws, probabilities: Sequence[float], scale_range: Rang
     return {"up": 1 + (high - 1) * u, "down": low + (1 - low) * u, "keep": 1.0}[direction]
 
 
-def _draw_noise(
-    draws: _Draws, gaussian_prob: float, gray_prob: float, sigma: Range, poisson: Range
-) -> NoiseParameters:
+def _draw_noise(draws: _Draws, gaussian_prob: float, gray_prob: float, sigma: Range, poisson: Range) -> NoiseParameters:
     gaussian, gray, u = draws.chance(gaussian_prob), draws.chance(gray_prob), draws.uniform(0, 1)
     low, high = sigma if gaussian else poisson
     strength = low + (high - low) * u

@@ -17,7 +17,7 @@ from dit4sr.models.build import build_network
 from dit4sr.training.checkpoint import IDENTITY
 
 TINY = (
-    "backbone.transformer.num_layers=1",
+    "backbone.transformer.num_layers=2",
     "backbone.transformer.attention_head_dim=8",
     "backbone.transformer.caption_projection_dim=16",
     "backbone.transformer.joint_attention_dim=12",
@@ -67,7 +67,7 @@ def save(path: Path, image: np.ndarray) -> None:
 
 def load(path: Path) -> np.ndarray:
     """Read an image file as it is."""
-    return np.asarray(Image.open(path))
+    return np.array(Image.open(path))
 
 
 def write_pairs(folder: Path, names: list[str], *, lq: int = 16, upscale: int = 4) -> None:

@@ -153,7 +153,8 @@ def image_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
-            sideways = image.getexif().get(EXIF_ORIENTATION) in SIDEWAYS
+            # PNG's own getexif would decode the whole image, in search of EXIF data behind the pixels.
+            sideways = Image.Image.getexif(image).get(EXIF_ORIENTATION) in SIDEWAYS
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UnreadableImage(f"{path.name} is not a readable image ({type(error).__name__})") from error
     return (width, height) if sideways else (height, width)

@@ -164,7 +164,7 @@ def _tasks(
     for image in images:
         assert image.hq is not None
         try:
-            lq, truth = _read(image.lq), _read(image.hq)
+            lq, truth = _read(image.lq, image.size), _read(image.hq, image.target)
         except UnreadableImage as error:
             skipped.append(Skipped(image.name, str(error)))
             progress.total -= samples + (donors is not None)
@@ -178,13 +178,16 @@ def _tasks(
             yield collected, SHUFFLED, Task(image, other, seeds[0])
 
 
-def _read(path: Path) -> Image8:
+def _read(path: Path, size: tuple[int, int]) -> Image8:
     try:
-        return read_image(path)
+        image = read_image(path)
     except UnreadableImage as error:
         raise UnreadableImage(f"{path}: {error}") from error
     except OSError as error:
         raise UnreadableImage(f"{path}: {error.strerror}") from error
+    if image.shape[:2] != size:
+        raise UnreadableImage(f"{path}: its pixels are {image.shape[:2]} where its header says {size}")
+    return image
 
 
 def _donors(benchmark: Benchmark) -> dict[str, list[BenchmarkImage]]:
@@ -196,7 +199,7 @@ def _donors(benchmark: Benchmark) -> dict[str, list[BenchmarkImage]]:
 def _first_readable(images: Iterable[BenchmarkImage]) -> Image8:
     for image in images:
         try:
-            return _read(image.lq)
+            return _read(image.lq, image.size)
         except UnreadableImage:
             continue
     raise UserError("shuffled=true needs two readable images")

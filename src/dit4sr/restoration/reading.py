@@ -15,7 +15,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from dit4sr.data.images import MAX_PIXELS, UnreadableImage
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".tif", ".tiff", ".bmp")
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP")
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 
 _DECODING_ERRORS = (
     OSError,

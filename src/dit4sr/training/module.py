@@ -159,7 +159,7 @@ class DiT4SRModule(lightning.LightningModule):
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             for group, norm in gradient_norms(self.network).items():
                 self.log(f"gradient/{group}", norm)
             self.log("train/learning_rate", optimizer.param_groups[0]["lr"])

@@ -17,7 +17,6 @@ from importlib import import_module
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
-from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -44,28 +43,30 @@ def main(verb: str) -> int:
     # Hydra then raises its errors in place of printing them over several lines.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     quieten_libraries()
+    started: list[bool] = []
     statuses: list[int] = []
 
     def task(config: DictConfig) -> int:
+        started.append(True)
         try:
             run: Run = import_module(VERBS[verb]).run
             status = run(config, explicit_groups())
         except UserError as error:
-            if HydraConfig.get().mode != RunMode.MULTIRUN:
-                raise
-            status = complain(str(error))  # the sweep goes on with its other jobs
+            # Not raised through Hydra, which would add a line of its own and end a sweep's other jobs.
+            status = complain(str(error))
         statuses.append(status)
         return status
 
     try:
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=verb)(task)()
-    except UserError as error:
-        return complain(str(error))
     except MissingConfigException as error:
         return complain(describe_missing(error))
     except (HydraException, OmegaConfBaseException) as error:
-        cause = error.__cause__ if isinstance(error.__cause__, UserError) else error
-        return complain(" ".join(str(cause).split()) + f" (python {verb}.py --help lists what there is)")
+        return complain(" ".join(str(error).split()) + f" (python {verb}.py --help lists what there is)")
+    except ValueError as error:
+        if started:  # an error of ours, not of the command line: it is shown whole
+            raise
+        return complain(" ".join(str(error).split()) + f" (python {verb}.py --help lists what there is)")
     except KeyboardInterrupt:
         return complain("interrupted; what was written so far is kept", 130)
     return max(statuses, default=0)

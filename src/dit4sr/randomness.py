@@ -25,6 +25,11 @@ def sample_seed(seed: int, index: int, purpose: str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+def uniform(seed: int, index: int, purpose: str) -> float:
+    """A uniform number in [0, 1): the sample's hash as a fraction, to the 53 bits that a float holds."""
+    return (sample_seed(seed, index, purpose) >> 10) * 2.0**-53
+
+
 def numpy_generator(seed: int, index: int, purpose: str) -> np.random.Generator:
     """NumPy's generator for one purpose of one sample."""
     return np.random.Generator(np.random.SFC64(sample_seed(seed, index, purpose)))

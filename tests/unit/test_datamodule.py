@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from dit4sr.data.augmentation import Augmentation
 from dit4sr.data.datamodule import SRDataModule, validation_pairs
 from dit4sr.data.degradations import degrade, load_preset
 from dit4sr.data.images import write_png
@@ -15,6 +16,8 @@ from dit4sr.data.shards import ShardSample, find_shards, write_shards
 from dit4sr.data.stream import RawSample, UnusableSample
 from dit4sr.errors import UserError
 from dit4sr.randomness import sample_seed
+
+PLAIN = Augmentation(margin=0, turns=False, recolour=0, invert=0)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,7 @@ def shards(tmp_path_factory):
 
 def batches(shards, count, **changes):
     options = {"seed": 0, "crop": 32, "batch_size": 8, "prompt_drop": 0.2, "shuffle_buffer": 4, **changes}
-    settings = LoaderSettings(shards=shards, preset=load_preset("dit4sr"), **options)
+    settings = LoaderSettings(shards=shards, preset=load_preset("dit4sr"), augmentation=PLAIN, **options)
     return list(itertools.islice(TrainingBatches(settings), count))
 
 
@@ -92,7 +95,7 @@ def test_a_sample_follows_from_its_seed_and_number():
     rng = np.random.default_rng(0)
     preset = load_preset("dit4sr")
     raw = RawSample("here", rng.integers(0, 256, (40, 44, 3), dtype=np.uint8), "a caption")
-    options = {"seed": 7, "crop": 32, "preset": preset, "prompt_drop": 0.25}
+    options = {"seed": 7, "crop": 32, "preset": preset, "augmentation": PLAIN, "prompt_drop": 0.25}
     samples = [make_sample(raw, index=i, **options) for i in range(400)]
     again = make_sample(raw, index=5, **options)
     np.testing.assert_array_equal(again["hq"], samples[5]["hq"])
@@ -124,15 +127,65 @@ def test_a_sample_follows_from_its_seed_and_number():
     assert {top for top, _, _ in found} == set(range(9))
 
 
+def test_the_margin_is_degraded_and_cut_off():
+    rng = np.random.default_rng(0)
+    preset = load_preset("dit4sr")
+    raw = RawSample("here", rng.integers(0, 256, (48, 48, 3), dtype=np.uint8), "")
+    places = set()
+    for index in range(60):
+        sample = make_sample(
+            raw,
+            seed=7,
+            index=index,
+            crop=32,
+            preset=preset,
+            augmentation=Augmentation(margin=16, turns=False, recolour=0, invert=0),
+            prompt_drop=0,
+        )
+        candidates = [raw.image, np.ascontiguousarray(raw.image[:, ::-1])]
+        pairs = [degrade(patch, preset, sample_seed(7, index, "degradation")) for patch in candidates]
+        (place,) = [
+            (y, x)
+            for (hq, lq), y, x in itertools.product(pairs, range(5), range(5))
+            if np.array_equal(hq[4 * y : 4 * y + 32, 4 * x : 4 * x + 32].transpose(2, 0, 1), sample["hq"])
+            and np.array_equal(lq[y : y + 8, x : x + 8].transpose(2, 0, 1), sample["lq"])
+        ]
+        places.add(place)
+    assert {y for y, _ in places} == {x for _, x in places} == set(range(5))
+
+
+def test_augmentation_turns_recolours_and_inverts():
+    rng = np.random.default_rng(0)
+    patch = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    turned = Augmentation(margin=0, turns=True, recolour=0, invert=0)
+    squares = {
+        np.ascontiguousarray(np.rot90(flipped, k)).tobytes() for flipped in (patch, patch[:, ::-1]) for k in range(4)
+    }
+    assert {turned.apply(patch, 0, index).tobytes() for index in range(200)} == squares
+    inverted = Augmentation(margin=0, turns=False, recolour=0, invert=1).apply(patch, 0, 3)
+    plain = Augmentation(margin=0, turns=False, recolour=0, invert=0).apply(patch, 0, 3)
+    np.testing.assert_array_equal(inverted, 255 - plain)
+    recoloured = Augmentation(margin=0, turns=False, recolour=1, invert=0)
+    first, again, other = (recoloured.apply(patch, 0, index) for index in (5, 5, 6))
+    np.testing.assert_array_equal(first, again)
+    assert first.shape == patch.shape and not np.array_equal(first, other)
+    with pytest.raises(UserError, match="multiple of 4"):
+        Augmentation.from_config({"margin": 6, "turns": True, "recolour": 0, "invert": 0})
+    with pytest.raises(UserError, match="invert"):
+        Augmentation.from_config({"margin": 0, "turns": True, "recolour": 0})
+
+
 def test_a_small_image_is_unusable():
     raw = RawSample("here", np.zeros((31, 44, 3), np.uint8), "")
-    with pytest.raises(UnusableSample, match="smaller than the crop of 32 px"):
-        make_sample(raw, seed=0, index=0, crop=32, preset=load_preset("dit4sr"), prompt_drop=0)
+    with pytest.raises(UnusableSample, match="smaller than the crop and its margin, 32 px"):
+        make_sample(raw, seed=0, index=0, crop=32, preset=load_preset("dit4sr"), augmentation=PLAIN, prompt_drop=0)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_users_error_comes_back_as_one_line(shards, workers):
-    with pytest.raises(UserError, match="too many unusable training samples .smaller than the crop of 64 px") as error:
+    with pytest.raises(
+        UserError, match="too many unusable training samples .smaller than the crop and its margin, 64 px"
+    ) as error:
         batches(shards, 1, crop=64, workers=workers)
     assert "\n" not in str(error.value)
 
@@ -160,6 +213,7 @@ def module(tmp_path, **changes):
         "lanes": 16,
         "shuffle_buffer": 8,
         "prompt_drop": 0.2,
+        "augmentation": {"margin": 0, "turns": False, "recolour": 0, "invert": 0},
     }
     options = {"seed": 0, "crop": 48, "paths": {"data": str(tmp_path)}}
     return SRDataModule({**data, **changes}, load_preset("dit4sr"), **options)

@@ -57,6 +57,10 @@ def test_every_image_and_the_same_crop_of_each_are_drawn() -> None:
         assert np.flatnonzero(np.diff(rows.astype(int)) == 1).size >= (1 if colour == colours[2] else 2)
         assert (third == MARK).all(-1).sum() > 96
     assert (sheet[0, 0] == 255).all()
+    # The crop shows the detail, 16×16 pixels of it four times as large.
+    apart = np.abs(sheet.astype(int) - colours[2]).sum(-1) > 0
+    coloured = sheet.max(-1).astype(int) - sheet.min(-1) > 30
+    assert (apart & coloured & (sheet != MARK).any(-1))[:, -112:-16].sum() > 0.5 * 16**2 * 4**2
 
 
 def test_rows_of_different_shapes() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule
 
+from dit4sr.data.augmentation import Augmentation
 from dit4sr.data.degradations import DegradationPreset
 from dit4sr.data.images import UnreadableImage, read_image
 from dit4sr.data.loading import Batch, LoaderSettings, TrainingBatches
@@ -25,7 +26,7 @@ class SRDataModule(LightningDataModule):
 
     Args:
         data: the config group ``data``: name (embedded or shards), shards, batch_size (of all ranks),
-            workers, lanes, shuffle_buffer, prompt_drop, and optionally max_bad_share.
+            workers, lanes, shuffle_buffer, prompt_drop, augmentation, and optionally max_bad_share.
         degradation: how the low-quality images are made.
         seed: the run's seed.
         crop: side of a training crop in HR pixels.
@@ -75,6 +76,7 @@ class SRDataModule(LightningDataModule):
             LoaderSettings(
                 shards=find_shards(where),
                 preset=self.degradation,
+                augmentation=Augmentation.from_config(self.data["augmentation"]),
                 seed=self.seed,
                 crop=self.crop,
                 batch_size=self.data["batch_size"],

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from dit4sr.data.augmentation import Augmentation
 from dit4sr.data.degradations import DegradationPreset
 from dit4sr.data.samples import make_sample
 from dit4sr.data.stream import ShardReader, Tally, numbered_samples
@@ -37,6 +38,7 @@ class LoaderSettings:
 
     shards: tuple[Path, ...]
     preset: DegradationPreset
+    augmentation: Augmentation
     seed: int
     crop: int
     batch_size: int
@@ -108,7 +110,13 @@ class TrainingPieces(IterableDataset):
             ShardReader(s.shards),
             s.numbers(worker),
             lambda raw, i: make_sample(
-                raw, seed=s.seed, index=i, crop=s.crop, preset=s.preset, prompt_drop=s.prompt_drop
+                raw,
+                seed=s.seed,
+                index=i,
+                crop=s.crop,
+                preset=s.preset,
+                augmentation=s.augmentation,
+                prompt_drop=s.prompt_drop,
             ),
             lanes=s.lanes,
             seed=s.seed,

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
+from dit4sr.data.augmentation import Augmentation
 from dit4sr.data.degradations import DegradationPreset, degrade
 from dit4sr.data.stream import RawSample, UnusableSample
-from dit4sr.randomness import sample_seed
+from dit4sr.randomness import sample_seed, uniform
 
-
-def uniform(seed: int, index: int, purpose: str) -> float:
-    """A uniform number in [0, 1): the sample's hash as a fraction, to the 53 bits that a float holds."""
-    return (sample_seed(seed, index, purpose) >> 10) * 2.0**-53
+SCALE = 4
+"""The degradations make the LR image this many times smaller along each side."""
 
 
 def make_sample(
-    raw: RawSample, *, seed: int, index: int, crop: int, preset: DegradationPreset, prompt_drop: float
+    raw: RawSample,
+    *,
+    seed: int,
+    index: int,
+    crop: int,
+    preset: DegradationPreset,
+    augmentation: Augmentation,
+    prompt_drop: float,
 ) -> dict[str, Any]:
-    """Crop, flip and degrade one raw sample.
+    """Cut a patch, augment and degrade it, and cut the training crop from the pair.
 
     Args:
         raw: the decoded sample.
@@ -27,24 +31,25 @@ def make_sample(
         index: number of the sample in the run's stream.
         crop: side of the HR crop in pixels, a multiple of 4.
         preset: the degradation.
+        augmentation: before the degradation, so that artefacts are never turned or recoloured.
         prompt_drop: probability of the null prompt "" in place of the caption.
 
     Returns:
-        index: int; hq: uint8 (3, crop, crop); lq: uint8 (3, crop/4, crop/4); prompt: str. RGB. The flip
-        (left-right, probability 1/2) comes before the degradation, so artefacts are never mirrored.
+        index: int; hq: uint8 (3, crop, crop); lq: uint8 (3, crop/4, crop/4); prompt: str. RGB.
 
     Raises:
-        UnusableSample: the image is smaller than the crop.
+        UnusableSample: the image is smaller than the crop and its margin.
     """
     height, width = raw.image.shape[:2]
-    if height < crop or width < crop:
-        raise UnusableSample(f"smaller than the crop of {crop} px", raw.where)
-    top = int(uniform(seed, index, "crop row") * (height - crop + 1))
-    left = int(uniform(seed, index, "crop column") * (width - crop + 1))
-    hq = raw.image[top : top + crop, left : left + crop]
-    if uniform(seed, index, "flip") < 0.5:
-        hq = hq[:, ::-1]
-    hq, lq = degrade(np.ascontiguousarray(hq), preset, sample_seed(seed, index, "degradation"))
+    side = crop + augmentation.margin
+    if height < side or width < side:
+        raise UnusableSample(f"smaller than the crop and its margin, {side} px", raw.where)
+    top, left = place(seed, index, "patch", height - side, width - side)
+    patch = augmentation.apply(raw.image[top : top + side, left : left + side], seed, index)
+    hq, lq = degrade(patch, preset, sample_seed(seed, index, "degradation"))
+    y, x = place(seed, index, "crop", augmentation.margin // SCALE, augmentation.margin // SCALE)
+    lq = lq[y : y + crop // SCALE, x : x + crop // SCALE]
+    hq = hq[y * SCALE : y * SCALE + crop, x * SCALE : x * SCALE + crop]
     dropped = uniform(seed, index, "prompt drop") < prompt_drop
     return {
         "index": index,
@@ -52,3 +57,10 @@ def make_sample(
         "lq": lq.transpose(2, 0, 1),
         "prompt": "" if dropped else raw.caption,
     }
+
+
+def place(seed: int, index: int, purpose: str, rows: int, columns: int) -> tuple[int, int]:
+    """A uniform place (y, x), 0 ≤ y ≤ rows and 0 ≤ x ≤ columns."""
+    return tuple(  # type: ignore[return-value]
+        int(uniform(seed, index, f"{purpose} {axis}") * (n + 1)) for axis, n in (("row", rows), ("column", columns))
+    )

@@ -148,19 +148,20 @@ class LRStreamAttention(Attention):
         H, K = self.heads, image.shape[1] // streams
         norm_q = self.norm_q if self.norm_q is not None else nn.Identity()
         norm_k = self.norm_k if self.norm_k is not None else nn.Identity()
-        q_flat, k_flat, v_flat = self.to_q(image), self.to_k(image), self.to_v(image)
-
-        q = norm_q(split_heads(q_flat[:, :K], H))
-        k = norm_k(split_heads(k_flat[:, :K], H))
-        v = split_heads(v_flat[:, :K], H)
+        # Split rather than sliced: a split's gradient is one concatenation, a slice's is padded with zeros.
+        (q_x, *q_l), (k_x, *k_l), (v_x, *v_l) = (
+            linear(image).split(K, dim=1) for linear in (self.to_q, self.to_k, self.to_v)
+        )
+        q = norm_q(split_heads(q_x, H))
+        k = norm_k(split_heads(k_x, H))
+        v = split_heads(v_x, H)
         asking = K
         if streams == 2:
             if not self.lr_ends:
-                q_l = norm_q(split_heads(self.to_q_control(q_flat[:, K:]), H))
-                q = torch.cat([q, q_l], dim=2)
+                q = torch.cat([q, norm_q(split_heads(self.to_q_control(q_l[0]), H))], dim=2)
                 asking = 2 * K
-            k = torch.cat([k, self._lr_keys(k, k_flat[:, K:])], dim=2)
-            v = torch.cat([v, split_heads(self.to_v_control(v_flat[:, K:]), H)], dim=2)
+            k = torch.cat([k, self._lr_keys(k, k_l[0])], dim=2)
+            v = torch.cat([v, split_heads(self.to_v_control(v_l[0]), H)], dim=2)
 
         if text is not None:
             k_c = split_heads(self.add_k_proj(text), H)
@@ -173,9 +174,10 @@ class LRStreamAttention(Attention):
         attend = self.attend if streams == 2 else attend_jointly
         out = merge_heads(attend(q, k, v, K))
 
-        image_out = self.to_out[0](out[:, :K])
+        out_x, *out_rest = out.split([K] * (asking // K) + [out.shape[1] - asking] * (out.shape[1] > asking), dim=1)
+        image_out = self.to_out[0](out_x)
         if asking == 2 * K:
-            lr_out = self.to_out_control(self.residual(out[:, K : 2 * K], image[:, K:]))
+            lr_out = self.to_out_control(self.residual(out_rest[0], image.split(K, dim=1)[1]))
             image_out = torch.cat([image_out, lr_out], dim=1)
-        text_out = self.to_add_out(out[:, asking:]) if text is not None and not self.text_ends else None
+        text_out = None if text is None or self.text_ends else self.to_add_out(out_rest[-1])
         return image_out, text_out

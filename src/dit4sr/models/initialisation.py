@@ -7,7 +7,8 @@ from typing import Literal
 
 import torch
 from diffusers import SD3Transformer2DModel
-from torch import Tensor, nn
+from diffusers.models.normalization import AdaLayerNormZero, SD35AdaLayerNormZeroX
+from torch import nn
 
 from dit4sr.models.attention import LRStreamAttention
 from dit4sr.models.blocks import LRStreamFeedForward
@@ -45,27 +46,31 @@ def initialise_control(network: nn.Module, control_init: ControlInit) -> None:
 
 @torch.no_grad()
 def initialise_base(transformer: SD3Transformer2DModel, seed: int) -> SD3Transformer2DModel:
-    """Start an MM-DiT from scratch, in place: Xavier linear maps, adaLN-Zero (arXiv 2212.09748, section 3.2).
+    """Start an MM-DiT from scratch, in place.
+
+    Xavier linear maps; the modulations start as constants (zero weights, as in adaLN-Zero,
+    arXiv 2212.09748, section 3.2), but with open gates, 1 in place of 0: with closed gates and a zero
+    output the gradient reaches the LR stream only after hundreds of steps, which a run of minutes
+    cannot spare.
 
     The values depend on ``seed`` alone (not on torch's global state), so every model variant
     built on this base starts from the same shared weights.
     """
     generator = torch.Generator().manual_seed(seed)
-
-    def xavier(weight: Tensor) -> None:
-        nn.init.xavier_uniform_(weight.view(weight.shape[0], -1), generator=generator)
-
     for name, module in transformer.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            xavier(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-            # The modulations and the output start at zero: every block begins as the identity.
-            if name.endswith((".norm1.linear", ".norm1_context.linear")) or name in (
-                "norm_out.linear",
-                "proj_out",
-            ):
-                nn.init.zeros_(module.weight)
+        if not isinstance(module, nn.Linear | nn.Conv2d):
+            continue
+        nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1), generator=generator)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+        if name.endswith((".norm1.linear", ".norm1_context.linear")) or name == "norm_out.linear":
+            nn.init.zeros_(module.weight)
+    for module in transformer.modules():
+        if isinstance(module, AdaLayerNormZero | SD35AdaLayerNormZeroX):
+            # shift, scale, gate of attention; of the MLP; and, with dual attention, of the second attention
+            width = module.norm.normalized_shape[0]
+            module.linear.bias.view(-1, 3, width)[:, 2] = 1
+    nn.init.normal_(transformer.proj_out.weight, std=0.02, generator=generator)
     for linear in (
         transformer.time_text_embed.timestep_embedder.linear_1,
         transformer.time_text_embed.timestep_embedder.linear_2,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dit4sr import flow
 from dit4sr.autoencoders import Autoencoder
+from dit4sr.errors import UserError
 from dit4sr.images import to_unit, upsample_bicubic
 from dit4sr.models.build import Network
 from dit4sr.prompts import TextEncoder
@@ -26,7 +27,7 @@ def learning_rate_factor(step: int, *, steps: int, warmup: int, schedule: str) -
     """What the learning rate is multiplied by at ``step``: linear warm-up, then constant or a cosine to zero.
 
     Raises:
-        ValueError: for an unknown schedule.
+        UserError: for an unknown schedule.
     """
     if step < warmup:
         return (step + 1) / warmup
@@ -34,7 +35,7 @@ def learning_rate_factor(step: int, *, steps: int, warmup: int, schedule: str) -
         return 1.0
     if schedule == "cosine":
         return 0.5 + 0.5 * math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup)))
-    raise ValueError(f"training.schedule={schedule!r}: choose constant or cosine")
+    raise UserError(f"training.schedule={schedule!r}: choose constant or cosine")
 
 
 def encode_pair(autoencoder: Autoencoder, hq: Tensor, lq: Tensor, posterior: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -86,7 +87,7 @@ class DiT4SRModule(lightning.LightningModule):
     ) -> None:
         super().__init__()
         if training["loss"] not in LOSSES:
-            raise ValueError(f"training.loss={training['loss']!r}: choose one of {', '.join(LOSSES)}")
+            raise UserError(f"training.loss={training['loss']!r}: choose one of {', '.join(LOSSES)}")
         learning_rate_factor(0, steps=steps, warmup=0, schedule=training["schedule"])
         self.network = network
         # Frozen helpers are kept out of the module's state and of its trainable parameters.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,10 @@ def train(config: DictConfig, out: Path) -> Path | None:
     Returns:
         The last checkpoint; None for a run that saves nothing (fast_dev_run).
     """
+    resume = resume_from(config.resume, out)
+    check_inputs(config)
+
+    # Late: these take seconds to import, and a wrong path is known already.
     import lightning
 
     from dit4sr.autoencoders import build_autoencoder
@@ -68,7 +73,6 @@ def train(config: DictConfig, out: Path) -> Path | None:
     from dit4sr.training.module import DiT4SRModule
 
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    resume = resume_from(config.resume, out)
     saved = None
     if resume is not None:
         saved = read_checkpoint(resume)
@@ -132,6 +136,22 @@ def resume_from(resume: str, out: Path) -> Path | None:
     if not Path(resume).is_file():
         raise UserError(f"resume={resume}: there is no such checkpoint; choose auto, never or the path of one")
     return Path(resume)
+
+
+def check_inputs(config: DictConfig) -> None:
+    """Refuse what is plainly wrong before anything heavy is imported.
+
+    Raises:
+        UserError: for a folder of shards or of a pretrained base that is not there.
+    """
+    shards, base = config.data.shards, config.backbone.pretrained
+    if config.data.name == "shards" and not any(glob(shards)) and not Path(shards).is_dir():
+        raise UserError(f"data.shards={shards}: no such folder or shards; python prepare.py source=<photos> makes some")
+    if base and Path(base).is_absolute() and not (Path(base) / "transformer").is_dir():
+        raise UserError(
+            f"backbone.pretrained={base} has no folder transformer/: set DIT4SR_SD35 to a diffusers folder of "
+            "stable-diffusion-3.5-medium, or train from scratch with backbone=nano or backbone=small"
+        )
 
 
 def build_trainer(

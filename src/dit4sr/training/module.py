@@ -19,6 +19,7 @@ from dit4sr.prompts import TextEncoder
 from dit4sr.randomness import normal
 from dit4sr.sampling import TRAIN_TIMESTEPS
 from dit4sr.training.ema import ExponentialMovingAverage
+from dit4sr.training.optimizers import build_optimizer
 
 LOSSES = ("latent", "velocity")
 
@@ -171,13 +172,7 @@ class DiT4SRModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         config = self.training_config
-        optimizer = torch.optim.AdamW(
-            [p for p in self.network.parameters() if p.requires_grad],
-            lr=config["learning_rate"],
-            betas=tuple(config["betas"]),
-            weight_decay=config["weight_decay"],
-            fused=True,
-        )
+        optimizer = build_optimizer(self.network, config)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
             lambda step: learning_rate_factor(

@@ -68,7 +68,7 @@ def print_plan(config: Mapping[str, Any]) -> None:
         ("  averaged weights", f"{memory.ema / GIB:.2f} GiB"),
         ("steps", f"{config['trainer']['max_steps']:,} of {config['data']['batch_size']} {latent}"),
         ("samples", f"{samples:,}"),
-        ("optimiser", f"AdamW, {training['schedule']} rate {training['learning_rate']:g}, "
+        ("optimiser", f"{training['optimizer']}, {training['schedule']} rate {training['learning_rate']:g}, "
                       f"betas {training['betas']}, decay {training['weight_decay']:g}, "
                       f"clip {config['trainer']['gradient_clip_val']:g}"),
         ("loss", f"{training['loss']}, shift {training['shift']:g}, prompt drop {training['prompt_drop']:g}"),

@@ -73,15 +73,8 @@ def main(verb: str) -> int:
 
 
 def quieten_libraries() -> None:
-    """Leave the terminal to what a person must know: warnings of ours, and errors of the libraries'."""
-    for name in (
-        "lightning.pytorch",
-        "lightning.fabric",
-        "lightning_fabric",
-        "bitsandbytes",
-        "torch.distributed",
-    ):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    """Leave the terminal to what a person must know."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
 
 

@@ -16,12 +16,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m dit4sr.studies.demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("outputs/demo"), help="folder of everything it writes")
     parser.add_argument("overrides", nargs="*", help="further settings for train.py, such as trainer.max_steps=100")
+    parser.add_argument("--quick", action="store_true", help="two steps of everything, to see that it works")
     arguments = parser.parse_args()
     out: Path = arguments.out
     began = time.monotonic()
+    samples = 2 if arguments.quick else SAMPLES
+    training = (
+        ["trainer.max_steps=2", "callbacks=none", *arguments.overrides] if arguments.quick else arguments.overrides
+    )
+    sampling = ["sampler.steps=2", "sampler.guidance=1", "sampler.tile_batch=256"] if arguments.quick else []
     stages = (
         ("shards from the photographs inside scikit-image and scikit-learn", ["prepare"]),
-        ("training a nano DiT4SR from scratch", ["train", f"out={out}/train", *arguments.overrides]),
+        ("training a nano DiT4SR from scratch", ["train", f"out={out}/train", *training]),
         (
             "restoring held-out photos that no training step has seen",
             [
@@ -29,8 +35,9 @@ def main() -> int:
                 "benchmark=demo",
                 f"ckpt={out}/train/checkpoints/last.ckpt",
                 f"out={out}/evaluation",
-                f"samples={SAMPLES}",
+                f"samples={samples}",
                 "shuffled=true",
+                *sampling,
             ],
         ),
     )

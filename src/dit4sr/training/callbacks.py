@@ -88,6 +88,6 @@ class Checkpoints(Callback):
 def save(trainer: lightning.Trainer, path: Path) -> None:
     """Save a checkpoint under ``path``, visible there only when it is complete."""
     temporary = path.with_name(f".{path.name}.partial")
-    trainer.save_checkpoint(temporary)
+    trainer.save_checkpoint(temporary, weights_only=False)
     if trainer.is_global_zero:
         os.replace(temporary, path)

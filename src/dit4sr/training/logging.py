@@ -6,8 +6,10 @@ import csv
 import os
 from argparse import Namespace
 from collections.abc import Mapping
+from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -79,10 +81,14 @@ class MetricsCSV(Logger):
 
 
 def logged_in() -> bool:
-    """Whether a W&B key is at hand, in the environment or in the netrc file."""
-    import wandb
-
-    return bool(wandb.api.api_key)
+    """Whether a W&B key is at hand, in the environment or in the netrc file (where ``wandb login`` puts it)."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        return host is not None and netrc().authenticators(host) is not None
+    except (OSError, NetrcParseError):
+        return False
 
 
 def wandb_logger(
@@ -100,7 +106,7 @@ def wandb_logger(
     if mode == "disabled":
         return None
     if mode == "auto":
-        mode = "online" if logged_in() else "offline"
+        mode = os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")
     os.environ.setdefault("WANDB_SILENT", "true")
     return WandbLogger(
         project=config["project"],
@@ -113,5 +119,5 @@ def wandb_logger(
         mode=mode,
         resume="allow" if mode == "online" else None,
         config=run_config,
-        settings={"console": "off", "x_disable_stats": True},
+        settings={"silent": True, "console": "off", "x_disable_stats": True},
     )

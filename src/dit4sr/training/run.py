@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from glob import glob
 from pathlib import Path
@@ -62,6 +63,7 @@ def train(config: DictConfig, out: Path) -> Path | None:
     # Late: these take seconds to import, and a wrong path is known already.
     import lightning
 
+    quieten_lightning()
     from dit4sr.autoencoders import build_autoencoder
     from dit4sr.data.datamodule import SRDataModule
     from dit4sr.data.degradations import DegradationPreset
@@ -120,6 +122,12 @@ def train(config: DictConfig, out: Path) -> Path | None:
     if trainer.interrupted:
         raise KeyboardInterrupt
     return None if config.debugging.fast_dev_run else out / "checkpoints" / "last.ckpt"
+
+
+def quieten_lightning() -> None:
+    """Leave out what Lightning says of devices and of itself; its import sets the level that is set here."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def resume_from(resume: str, out: Path) -> Path | None:

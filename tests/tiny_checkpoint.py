@@ -18,6 +18,8 @@ from dit4sr.training.checkpoint import IDENTITY
 
 TINY = (
     "backbone.transformer.num_layers=2",
+    "backbone.transformer.patch_size=2",
+    "backbone.transformer.num_attention_heads=2",
     "backbone.transformer.attention_head_dim=8",
     "backbone.transformer.caption_projection_dim=16",
     "backbone.transformer.joint_attention_dim=12",

@@ -68,7 +68,7 @@ def test_the_block_trains() -> None:
     pooled = torch.randn(4, text.pooled_width, generator=g)
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-3)
     losses = []
-    for _ in range(8):
+    for _ in range(30):
         velocity = network(interpolate(z, eps, sigma), z, 1000 * sigma, tokens, pooled, return_dict=False)
         loss = latent_loss(velocity, z, eps, sigma)
         optimizer.zero_grad()

@@ -14,7 +14,7 @@ from tiny_sd3 import randomise
 
 from dit4sr.config import config_dir
 from dit4sr.models.build import build_network
-from dit4sr.training.checkpoint import IDENTITY
+from dit4sr.models.checkpoint import IDENTITY
 
 TINY = (
     "backbone.transformer.num_layers=2",

@@ -16,7 +16,7 @@ from tiny_checkpoint import TINY, compose_verb
 from dit4sr.config import config_dir
 from dit4sr.data.prepare import ensure_embedded
 from dit4sr.errors import UserError
-from dit4sr.training.checkpoint import load_trained, newest_checkpoint, read_checkpoint
+from dit4sr.models.checkpoint import load_trained, newest_checkpoint, read_checkpoint
 from dit4sr.training.run import train
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,15 +1,12 @@
-"""Text encoders behind one interface."""
+"""The interface of text encoders."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
-
-from dit4sr.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,31 +34,3 @@ class TextEncoder(Protocol):
     def encode(self, prompts: list[str]) -> TextEmbedding:
         """Embed B prompts; "" is the null prompt of guidance."""
         ...
-
-
-def build_text_encoder(config: Mapping[str, Any], pretrained: str | None) -> TextEncoder:
-    """Build the text encoder of a backbone.
-
-    Args:
-        config: ``backbone.text_encoder``: name (hashing or sd3), tokens, width, pooled_width.
-        pretrained: ``backbone.pretrained``: folder or hub id of Stable Diffusion 3 in diffusers' layout.
-
-    Raises:
-        UserError: an unknown name, no ``pretrained`` where weights are needed, or weights of other widths.
-    """
-    sizes = {key: int(config[key]) for key in ("tokens", "width", "pooled_width")}
-    if config["name"] == "hashing":
-        from dit4sr.prompts.hashing import HashingTextEncoder
-
-        return HashingTextEncoder(**sizes)
-    if config["name"] == "sd3":
-        if pretrained is None:
-            raise UserError(
-                "text_encoder sd3 needs weights: set backbone.pretrained to a folder with text_encoder, "
-                "text_encoder_2, text_encoder_3, tokenizer, tokenizer_2 and tokenizer_3 (those of Stable "
-                "Diffusion 3.5 in diffusers' layout), or to its hub id."
-            )
-        from dit4sr.prompts.sd3 import SD3TextEncoder
-
-        return SD3TextEncoder.from_pretrained(pretrained, **sizes)
-    raise UserError(f"unknown text_encoder {config['name']!r}: choose hashing or sd3.")

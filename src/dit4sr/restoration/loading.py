@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from dit4sr.errors import UserError
+from dit4sr.models.checkpoint import TrainedModel, check_same_model, load_trained, newest_checkpoint
 from dit4sr.restoration.restorer import Restorer, TileSettings
-from dit4sr.training.checkpoint import TrainedModel, check_same_model, load_trained, newest_checkpoint
 
 
 def load_restorer(config: Mapping[str, Any], explicit: Collection[str]) -> tuple[Restorer, TrainedModel]:

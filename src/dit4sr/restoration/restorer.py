@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from dit4sr.autoencoders import Autoencoder, build_autoencoder
 from dit4sr.errors import UserError
 from dit4sr.images import from_hwc, to_hwc, upsample_bicubic
+from dit4sr.models.checkpoint import TrainedModel
 from dit4sr.prompts import TextEncoder, build_text_encoder
 from dit4sr.restoration.colour import ALIGN
 from dit4sr.sampling import Network, TiledNetwork, sample_euler
-from dit4sr.training.checkpoint import TrainedModel
 
 
 @dataclass(frozen=True)

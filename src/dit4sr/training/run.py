@@ -69,9 +69,9 @@ def train(config: DictConfig, out: Path) -> Path | None:
     from dit4sr.data.degradations import DegradationPreset
     from dit4sr.data.prepare import ensure_embedded
     from dit4sr.models.build import build_network
+    from dit4sr.models.checkpoint import IDENTITY, check_same_model, read_checkpoint
     from dit4sr.prompts import build_text_encoder
     from dit4sr.provenance import write_run_config
-    from dit4sr.training.checkpoint import IDENTITY, check_same_model, read_checkpoint
     from dit4sr.training.module import DiT4SRModule
 
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]

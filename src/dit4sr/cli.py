@@ -16,7 +16,7 @@ from importlib import import_module
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -51,9 +51,9 @@ def main(verb: str) -> int:
         try:
             run: Run = import_module(VERBS[verb]).run
             status = run(config, explicit_groups())
-        except UserError as error:
+        except (UserError, OmegaConfBaseException) as error:
             # Not raised through Hydra, which would add a line of its own and end a sweep's other jobs.
-            status = complain(str(error))
+            status = complain(" ".join(str(error).split()))
         statuses.append(status)
         return status
 
@@ -61,9 +61,14 @@ def main(verb: str) -> int:
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=verb)(task)()
     except MissingConfigException as error:
         return complain(describe_missing(error))
+    except OverrideParseException as error:
+        return complain(
+            f"{error.override}: it cannot be read as setting=value; put quotes around a value with special characters, "
+            "as in 'input=\"photos/a (1).jpg\"'"
+        )
     except (HydraException, OmegaConfBaseException) as error:
         return complain(" ".join(str(error).split()) + f" (python {verb}.py --help lists what there is)")
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         if started:  # an error of ours, not of the command line: it is shown whole
             raise
         return complain(" ".join(str(error).split()) + f" (python {verb}.py --help lists what there is)")

@@ -157,6 +157,20 @@ def test_accumulation_gives_the_same_loss(data: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(value, two[name], atol=1e-4, rtol=1e-3)
 
 
+def test_the_gpu_recipe_s_precision_and_optimiser_train(data: Path, tmp_path: Path) -> None:
+    """bf16-mixed with AdamW and clipping, as backbone=small and experiment=paper have it."""
+    config = config_of(data, "training.precision=bf16-mixed", "training.optimizer=adamw", "trainer.max_steps=2")
+    train(config, tmp_path)
+    exact = config_of(data, "training.optimizer=adamw", "trainer.max_steps=2")
+    train(exact, tmp_path / "exact")
+    for rounded, precise in zip(losses(tmp_path), losses(tmp_path / "exact"), strict=True):
+        assert float(rounded) == pytest.approx(float(precise), rel=0.05)
+
+
+def test_the_readme_has_no_placeholder() -> None:
+    assert "DEMO_TABLE" not in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_a_fixed_batch_is_fitted(data: Path, tmp_path: Path) -> None:
     """debug=overfit gives the same samples again and again, so σ and ε stay too and the loss must fall."""
     config = config_of(

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
+from tiny_checkpoint import compose_verb
 
 from dit4sr.config import config_dir
 from dit4sr.data import photos as photos_module
@@ -223,3 +224,18 @@ def test_bad_settings_are_refused(tmp_path, folder, monkeypatch, changes, messag
     with pytest.raises(UserError, match=message):
         prepare(config(tmp_path, **changes))
     assert not list(tmp_path.rglob("*.tar"))
+
+
+def test_a_folder_that_lost_a_shard_or_an_image_is_made_again(tmp_path, capsys):
+    ensure_embedded(tmp_path)
+    embedded = tmp_path / "embedded"
+    shard, image = embedded / "train" / "train-000000.tar", embedded / "benchmark" / "test_LR" / "coffee_0.png"
+    original = shard.read_bytes(), image.read_bytes()
+    shard.write_bytes(original[0][:-512])
+    image.unlink()
+    capsys.readouterr()
+    ensure_embedded(tmp_path)
+    assert "lost files" not in capsys.readouterr().out  # reading is quick: only prepare looks
+    assert prepare(compose_verb("prepare", f"paths.data={tmp_path}")) == 0
+    assert "lost files" in capsys.readouterr().out
+    assert (shard.read_bytes(), image.read_bytes()) == original

@@ -84,10 +84,12 @@ def _prepare(settings: PrepareSettings, out: Path, *, overwrite: bool) -> int:
         raise UserError(f"out={out} lies inside source={settings.source}: write the shards to another folder.")
     wanted = json.loads(json.dumps({**asdict(settings), "files": source.fingerprint}))
     manifest = read_manifest(out / "train")
-    if manifest is not None and manifest.get("format") == FORMAT and manifest.get("settings") == wanted:
+    if manifest is not None and not whole(out, manifest):
+        print(f"{out} has lost files or parts of them: making it again")
+    elif manifest is not None and manifest.get("format") == FORMAT and manifest.get("settings") == wanted:
         print(f"{out} is up to date: {_summary(manifest)}")
         return _report(manifest)
-    if manifest is not None and not overwrite:
+    elif manifest is not None and not overwrite:
         old = manifest.get("settings", {})
         differing = [key for key in wanted if wanted[key] != old.get(key)] or ["format"]
         raise UserError(
@@ -199,6 +201,15 @@ class _Source:
                     "licence": photo.licence,
                 }
             )
+
+
+def whole(out: Path, manifest: Mapping[str, Any]) -> bool:
+    """Whether every shard of the manifest is there in its full size, and the benchmark with all its images."""
+    shards = ((out / "train" / str(shard["name"]), shard.get("bytes")) for shard in manifest["shards"])
+    images = manifest.get("counts", {}).get("benchmark", 0)
+    return all(path.is_file() and path.stat().st_size == size for path, size in shards) and all(
+        len(list((out / "benchmark" / kind).glob("*.png"))) >= images for kind in ("test_LR", "test_HR")
+    )
 
 
 def _write_benchmark(folder: Path, photos: list[Photo], settings: PrepareSettings) -> list[str]:

@@ -110,7 +110,7 @@ class LRStreamAttention(Attention):
         self.to_out_control = nn.Linear(dim, dim)
         self.attend = ATTEND[spec.attention]
         self.residual = RESIDUAL[spec.residual]
-        # Without qk-norm both key sources are K_L = P_k W_k L̂ (DESIGN, released weights).
+        # Without qk-norm both key sources are K_L = P_k W_k L̂.
         self.keys_from_noise = spec.key_source == "noise" and qk_norm is not None
         self.text_ends = text_ends
         self.lr_ends = lr_ends

@@ -27,7 +27,7 @@ def initialise_control(network: nn.Module, control_init: ControlInit) -> None:
 
     Call this after the base weights are loaded: P_o starts as a copy of W_o. P_q, P_k and P_v
     start at zero for a pretrained base and as the identity for one trained from scratch; the
-    injection always starts at zero (DESIGN section 2).
+    injection always starts at zero.
     """
     if control_init not in ("zero", "identity"):
         raise ValueError(f"control_init={control_init!r}: choose zero (pretrained base) or identity (from scratch)")

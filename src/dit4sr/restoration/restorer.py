@@ -95,10 +95,13 @@ class Restorer:
         autoencoder = build_autoencoder(backbone["autoencoder"], backbone["pretrained"])
         if isinstance(autoencoder, torch.nn.Module):
             autoencoder.to(device)
+        text_encoder = build_text_encoder(backbone["text_encoder"], backbone["pretrained"])
+        if hasattr(text_encoder, "to"):
+            text_encoder.to(device)
         return cls(
             network=trained.network.to(device),
             autoencoder=autoencoder,
-            text_encoder=build_text_encoder(backbone["text_encoder"], backbone["pretrained"]),
+            text_encoder=text_encoder,
             sampler=SamplerSettings.from_config(sampler),
             tile=TileSettings(**backbone["tile"]),
             device=device,
@@ -162,8 +165,8 @@ class Restorer:
         padded = pad_reflecting(upsampled, padded_height, padded_width)
         lr_latent = self.autoencoder.encode(padded)
 
-        positive = self.text_encoder.encode([self.positive(p) for p in prompts]).to(self.device)
-        negative = self.text_encoder.encode([self.sampler.negative_prompt] * len(lqs)).to(self.device)
+        positive = self.text_encoder.encode([self.positive(p) for p in prompts]).to(self.device, lr_latent.dtype)
+        negative = self.text_encoder.encode([self.sampler.negative_prompt] * len(lqs)).to(self.device, lr_latent.dtype)
         noise = torch.stack(
             [torch.randn(lr_latent.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         )

@@ -27,7 +27,7 @@ def main() -> int:
     sampling = ["sampler.steps=2", "sampler.guidance=1", "sampler.tile_batch=256"] if arguments.quick else []
     stages = (
         ("shards from the photographs inside scikit-image and scikit-learn", ["prepare"]),
-        ("training a nano DiT4SR from scratch", ["train", f"out={out}/train", *training]),
+        ("training a nano DiT4SR from scratch", ["train", f"out={out}/train", "trainer.devices=1", *training]),
         (
             "restoring held-out photos that no training step has seen",
             [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -80,7 +81,7 @@ class Checkpoints(Callback):
 
     def validated(self, trainer: lightning.Trainer, loss: float) -> None:
         """Told the held-out loss after each validation."""
-        if self.best is None or loss < self.best:
+        if math.isfinite(loss) and (self.best is None or loss < self.best):
             self.best = loss
             save(trainer, self.folder / "best.ckpt")
 

@@ -110,11 +110,12 @@ class DiT4SRModule(lightning.LightningModule):
 
     def on_fit_start(self) -> None:
         self.ema.to(self.device)
-        if isinstance(self.autoencoder, torch.nn.Module):
-            self.autoencoder.to(self.device)
+        for frozen in (self.autoencoder, self.text_encoder):
+            if hasattr(frozen, "to"):
+                frozen.to(self.device)
 
     def draw_sigma(self, indices: list[int]) -> Tensor:
-        """σ of the samples with these numbers: logit-normal, then shifted (DESIGN section 3). (B,)."""
+        """σ of the samples with these numbers: logit-normal, then shifted (arXiv 2403.03206, section 3.1). (B,)."""
         config = self.training_config
         u = flow.logit_normal(
             normal(self.seed, indices, "sigma", (1,))[:, 0], config["sigma_mean"], config["sigma_std"]
@@ -130,9 +131,11 @@ class DiT4SRModule(lightning.LightningModule):
         posterior = None
         if getattr(self.autoencoder, "has_posterior", False):
             posterior = normal(self.seed, indices, "posterior", (2, *latent_shape)).transpose(0, 1).to(self.device)
-        with torch.no_grad():
-            z, lr_latent = encode_pair(self.autoencoder, batch["hq"], batch["lq"], posterior)
-            text = self.text_encoder.encode(self.prompts(batch["prompt"])).to(self.device)
+        # Latents in float32: rounding them to bfloat16 would be an error of the data, not of the network.
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            pair = encode_pair(self.autoencoder, batch["hq"], batch["lq"], posterior)
+            z, lr_latent = (latent.float() for latent in pair)
+            text = self.text_encoder.encode(self.prompts(batch["prompt"])).to(self.device, torch.float32)
         eps = normal(self.seed, indices, "noise", latent_shape).to(self.device)
         sigma = self.draw_sigma(indices).to(self.device)
         velocity = self.network(
@@ -168,7 +171,7 @@ class DiT4SRModule(lightning.LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        self.ema.update(self.network, self.global_step - 1)
+        self.ema.update(self.network, self.global_step)
 
     def configure_optimizers(self) -> Any:
         config = self.training_config

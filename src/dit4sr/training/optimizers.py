@@ -35,7 +35,7 @@ def build_optimizer(network: nn.Module, config: Mapping[str, Any]) -> Optimizer:
     named = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
     matrices = [p for n, p in named if config["optimizer"] == "muon" and is_block_matrix(n, p)]
     others = [p for n, p in named if config["optimizer"] != "muon" or not is_block_matrix(n, p)]
-    adamw = torch.optim.AdamW(others, lr=rate, betas=tuple(config["betas"]), weight_decay=decay, fused=True)
+    adamw = torch.optim.AdamW(others, lr=rate, betas=tuple(config["betas"]), weight_decay=decay)
     if not matrices:
         return adamw
     muon = torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")

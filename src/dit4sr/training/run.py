@@ -62,6 +62,7 @@ def train(config: DictConfig, out: Path) -> Path | None:
 
     # Late: these take seconds to import, and a wrong path is known already.
     import lightning
+    from lightning.pytorch.utilities import rank_zero_only
 
     quieten_lightning()
     from dit4sr.autoencoders import build_autoencoder
@@ -85,9 +86,11 @@ def train(config: DictConfig, out: Path) -> Path | None:
 
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     preset = DegradationPreset.from_config(plain["degradation"])
-    ensure_embedded(config.paths.data)
+    if getattr(rank_zero_only, "rank", 0) == 0:  # the others find it when Lightning has let the first one through
+        ensure_embedded(config.paths.data)
 
     trainer = build_trainer(config, out, plain, saved)
+    refuse_distributed_sweep(trainer)
     batch, micro_batches = config.data.batch_size, trainer.world_size * config.trainer.accumulate_grad_batches
     if batch % micro_batches:
         raise UserError(
@@ -121,7 +124,31 @@ def train(config: DictConfig, out: Path) -> Path | None:
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    return None if config.debugging.fast_dev_run else out / "checkpoints" / "last.ckpt"
+    close_wandb()
+    return None if config.debugging.fast_dev_run or not trainer.is_global_zero else out / "checkpoints" / "last.ckpt"
+
+
+def close_wandb() -> None:
+    """End the W&B run, so that the next job of a sweep begins its own."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish()
+
+
+def refuse_distributed_sweep(trainer: lightning.Trainer) -> None:
+    """Refuse several processes under a multirun: each would run the whole sweep again.
+
+    Raises:
+        UserError: saying what to do instead.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if trainer.world_size > 1 and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise UserError(
+            f"a sweep cannot use {trainer.world_size} devices in one process: set trainer.devices=1, "
+            "or start the jobs one by one"
+        )
 
 
 def quieten_lightning() -> None:
@@ -180,7 +207,7 @@ def build_trainer(
     if not fast and (wandb := wandb_logger(plain["logger"]["wandb"], out, plain, wandb_run_id(out, config))):
         loggers.append(wandb)
     checkpoints = Checkpoints(out / "checkpoints", 0 if fast else config.callbacks.checkpoint_every, steps)
-    callbacks: list[Any] = [checkpoints]
+    callbacks: list[Any] = []
     if config.callbacks.validate_every and config.callbacks.validation_samples:
         callbacks.append(
             HeldOutValidation(
@@ -194,6 +221,7 @@ def build_trainer(
                 checkpoints=None if fast else checkpoints,
             )
         )
+    callbacks.append(checkpoints)  # after the validation, whose best loss it stores
     if config.callbacks.progress:
         callbacks.append(StepProgress(1 if fast else steps, config.data.batch_size, config.trainer.log_every_n_steps))
     return lightning.Trainer(

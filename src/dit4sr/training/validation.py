@@ -76,6 +76,8 @@ class HeldOutValidation(Callback):
         metrics: dict[str, float] = {}
         if trainer.is_global_zero:
             pairs = validation_pairs(self.benchmark)[: self.samples]
+            if module.fixed_prompt is not None:
+                pairs = [{**pair, "prompt": module.fixed_prompt} for pair in pairs]
             module.network.eval()
             with torch.inference_mode(), module.ema.applied(module.network):
                 metrics |= self.losses(module, pairs)
@@ -98,7 +100,7 @@ class HeldOutValidation(Callback):
         for number, pair in enumerate(pairs):
             hq, lq = (torch.from_numpy(x).permute(2, 0, 1)[None].to(module.device) for x in (pair["hq"], pair["lq"]))
             z, lr_latent = encode_pair(module.autoencoder, hq, lq, None)
-            text = module.text_encoder.encode([pair["prompt"]]).to(module.device)
+            text = module.text_encoder.encode([pair["prompt"]]).to(module.device, torch.float32)
             eps = normal(module.seed, [number], "validation", tuple(z.shape[1:])).to(module.device)
             for centre in SIGMA_BINS:
                 sigma = torch.full((1,), centre, device=module.device)

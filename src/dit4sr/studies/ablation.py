@@ -115,8 +115,7 @@ def sweep_facts(jobs: list[Job], unfinished: list[Path]) -> list[str]:
     seeds = sorted({int(job.config.seed) for job in jobs})
     lines = [
         f"backbone {config.backbone.name}, {' or '.join(map(str, sorted(steps)))} steps of "
-        f"{config.data.batch_size} crops each ({config.training.steps} in this experiment; a short budget, "
-        "meant to compare and not to impress)",
+        f"{config.data.batch_size} crops each: a short budget, meant to compare and not to impress",
         f"seed {', '.join(map(str, seeds))}: the same data stream and the same shared starting weights for all models",
         f"{jobs[0].summary['benchmark']['images']} held-out images, one sample each, "
         f"{config.sampler.steps} Euler steps, guidance {config.sampler.guidance:g}",

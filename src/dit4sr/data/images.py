@@ -20,7 +20,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 2**27  # of a photo; more is taken for a decompression bomb
 
-_DECODING_ERRORS = (
+DECODING_ERRORS = (
     OSError,
     SyntaxError,  # Pillow's word for a broken PNG
     ValueError,
@@ -31,6 +31,7 @@ _DECODING_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
+"""What Pillow raises on bytes that are no whole image."""
 
 
 class UnreadableImage(ValueError):  # noqa: N818
@@ -60,7 +61,7 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image8:
             return np.array(upright.convert("RGB"))
     except UnreadableImage:
         raise
-    except _DECODING_ERRORS as error:
+    except DECODING_ERRORS as error:
         raise UnreadableImage(f"not a readable PNG, JPEG or WebP image ({type(error).__name__}: {error})") from error
 
 

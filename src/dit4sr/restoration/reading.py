@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,22 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from dit4sr.data.images import MAX_PIXELS, UnreadableImage
+from dit4sr.data.images import DECODING_ERRORS, MAX_PIXELS, UnreadableImage
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".tif", ".tiff", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
-
-_DECODING_ERRORS = (
-    OSError,
-    SyntaxError,  # Pillow's word for a broken PNG
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +56,7 @@ def read_photograph(path: Path, max_pixels: int = MAX_PIXELS) -> Photograph:
         raise UnreadableImage("not a PNG, JPEG, WebP, TIFF or BMP image") from error
     except Image.DecompressionBombError as error:
         raise UnreadableImage(_too_large(max_pixels)) from error
-    except _DECODING_ERRORS as error:
+    except (*DECODING_ERRORS, MemoryError) as error:
         raise UnreadableImage(f"cannot be decoded ({type(error).__name__}: {error})") from error
 
 

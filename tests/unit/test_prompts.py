@@ -1,12 +1,21 @@
 """Text encoders: the hashing one by its definition, Stable Diffusion 3's against diffusers' own pipeline."""
 
-import json
+import shutil
+import weakref
 
 import pytest
 import torch
+from safetensors.torch import load_file, save, save_file
+from tiny_sd3_folder import write_tiny_sd3
 
 from dit4sr.errors import UserError
-from dit4sr.prompts import HashingTextEncoder, build_text_encoder
+from dit4sr.prompts import (
+    HashingTextEncoder,
+    PromptSettings,
+    build_text_encoder,
+    embedding_from_bytes,
+    embedding_to_bytes,
+)
 
 HASHING = {"name": "hashing", "tokens": 8, "width": 64, "pooled_width": 32}
 
@@ -73,83 +82,142 @@ def test_bad_configurations():
 
 @pytest.fixture(scope="module")
 def sd3_folder(tmp_path_factory):
-    """The text side of a Stable Diffusion 3 folder: tiny random encoders, tokenizers made on the spot."""
-    from tokenizers import Tokenizer, models
-    from transformers import (
-        CLIPTextConfig,
-        CLIPTextModelWithProjection,
-        CLIPTokenizer,
-        T5Config,
-        T5EncoderModel,
-        T5TokenizerFast,
-    )
-
-    folder = tmp_path_factory.mktemp("sd3")
-    torch.manual_seed(0)
-    letters = [chr(c) for c in range(97, 123)]
-    vocabulary = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
-    files = {
-        "vocab.json": json.dumps({token: n for n, token in enumerate(vocabulary)}),
-        "merges.txt": "#version: 0.2\n",
-    }
-    for name, text in files.items():
-        (folder / name).write_text(text)
-    for number, (width, projection) in enumerate([(16, 8), (24, 12)]):
-        suffix = ["", "_2"][number]
-        tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
-        tokenizer.save_pretrained(folder / f"tokenizer{suffix}")
-        config = CLIPTextConfig(
-            vocab_size=len(vocabulary),
-            hidden_size=width,
-            intermediate_size=32,
-            projection_dim=projection,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            bos_token_id=0,
-            eos_token_id=1,
-            pad_token_id=1,
-        )
-        CLIPTextModelWithProjection(config).save_pretrained(folder / f"text_encoder{suffix}")
-    pieces = ["<pad>", "</s>", "<unk>", "▁", *letters]
-    unigram = Tokenizer(models.Unigram([(piece, -float(n)) for n, piece in enumerate(pieces)], unk_id=2))
-    T5TokenizerFast(tokenizer_object=unigram, extra_ids=0).save_pretrained(folder / "tokenizer_3")
-    T5EncoderModel(
-        T5Config(vocab_size=len(pieces), d_model=48, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
-    ).save_pretrained(folder / "text_encoder_3")
-    return folder
+    return write_tiny_sd3(tmp_path_factory.mktemp("models") / "sd3")
 
 
-def test_sd3_equals_diffusers(sd3_folder):
-    from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+# Widths that are nobody's: a folder's own count.
+SD3 = {"name": "sd3", "tokens": 97, "width": 4096, "pooled_width": 2048}
+PROMPTS = ["a red cup", "", "two cats on a very long sofa " * 20]
 
-    encoder = build_text_encoder({"name": "sd3", "tokens": 77 + 20, "width": 48, "pooled_width": 20}, str(sd3_folder))
-    prompts = ["a red cup", "", "two cats on a very long sofa " * 20]
-    got = encoder.encode(prompts)
-    pipeline = StableDiffusion3Pipeline(
-        transformer=None,
-        vae=None,
-        scheduler=FlowMatchEulerDiscreteScheduler(),
-        tokenizer=encoder.clip_tokenizers[0],
-        tokenizer_2=encoder.clip_tokenizers[1],
-        tokenizer_3=encoder.t5_tokenizer,
-        text_encoder=encoder.clips[0],
-        text_encoder_2=encoder.clips[1],
-        text_encoder_3=encoder.t5,
-    )
+
+def diffusers_embedding(folder, tokens, prompts=PROMPTS, negative="blurry, messy", **components):
+    from diffusers import StableDiffusion3Pipeline
+
+    pipeline = StableDiffusion3Pipeline.from_pretrained(folder, **components)
     with torch.no_grad():
-        tokens, _, pooled, _ = pipeline.encode_prompt(
-            prompts, None, None, do_classifier_free_guidance=False, max_sequence_length=20, device="cpu"
+        return pipeline.encode_prompt(
+            prompts,
+            None,
+            None,
+            device="cpu",
+            max_sequence_length=tokens - 77,
+            negative_prompt=[negative] * len(prompts),
         )
-    assert got.tokens.shape == (3, 97, 48)
-    assert got.pooled.shape == (3, 20)
-    torch.testing.assert_close(got.tokens, tokens)
-    torch.testing.assert_close(got.pooled, pooled)
-    assert not torch.allclose(got.tokens[0], got.tokens[1])
 
 
-def test_sd3_refuses_other_widths_and_incomplete_folders(sd3_folder, tmp_path):
-    sizes = {"name": "sd3", "tokens": 154, "width": 4096, "pooled_width": 2048}
-    with pytest.raises(UserError, match="width 48, a pooled vector of 20"):
-        build_text_encoder(sizes, str(sd3_folder))
-    with pytest.raises(UserError, match=r"no Stable Diffusion 3 text encoders in backbone\.pretrained"):
-        build_text_encoder(sizes, str(tmp_path))
+def relative_error(got, wanted):
+    assert got.shape == wanted.shape
+    return float((got - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize("tokens", [154, 97, 79])
+def test_sd3_equals_diffusers(sd3_folder, tokens):
+    encoder = build_text_encoder({**SD3, "tokens": tokens}, str(sd3_folder))
+    assert (encoder.tokens, encoder.width, encoder.pooled_width) == (tokens, 48, 20)
+    assert not encoder.loaded  # until the first prompt
+    positive, negative = encoder.encode(PROMPTS), encoder.encode(["blurry, messy"] * 3)
+    wanted = diffusers_embedding(sd3_folder, tokens)
+    for got, expected in zip((positive.tokens, negative.tokens, positive.pooled, negative.pooled), wanted, strict=True):
+        assert relative_error(got, expected) < 1e-6
+    assert not torch.allclose(positive.tokens[0], positive.tokens[1])
+
+
+def test_sd3_without_t5_has_zeros_in_its_place(sd3_folder, tmp_path, capsys):
+    folder = tmp_path / "sd3"
+    shutil.copytree(sd3_folder, folder, ignore=shutil.ignore_patterns("*_3", "vae", "*.safetensors.bak"))
+    encoder = build_text_encoder(SD3, str(folder))
+    assert "T5's tokens are zeros" in capsys.readouterr().err
+    got = encoder.encode(PROMPTS)
+    wanted = diffusers_embedding(sd3_folder, 97, text_encoder_3=None, tokenizer_3=None)
+    assert torch.equal(got.tokens[:, 77:], torch.zeros(3, 20, 48))
+    assert relative_error(got.tokens, wanted[0]) < 1e-6
+    assert relative_error(got.pooled, wanted[2]) < 1e-6
+
+
+def test_sd3_in_another_dtype_and_dropped_from_memory(sd3_folder):
+    encoder = build_text_encoder(SD3, str(sd3_folder), PromptSettings(dtype="bfloat16"))
+    whole = build_text_encoder(SD3, str(sd3_folder)).encode(PROMPTS)
+    half = encoder.encode(PROMPTS)
+    assert half.tokens.dtype == half.pooled.dtype == torch.bfloat16
+    assert 0 < relative_error(half.tokens.float(), whole.tokens) < 2e-2
+    assert encoder.loaded
+    weights = weakref.ref(next(iter(encoder._loaded.values())))
+    encoder.release()
+    assert weights() is None and not encoder.loaded
+    assert torch.equal(encoder.encode(PROMPTS).tokens, half.tokens)  # loaded again
+    encoder.to(dtype=torch.float32)
+    assert encoder.encode(["a"]).tokens.dtype == torch.float32
+    each_time = build_text_encoder(SD3, str(sd3_folder), PromptSettings(release=True))
+    assert torch.equal(each_time.encode(PROMPTS).tokens, whole.tokens)
+    assert not each_time.loaded
+
+
+def test_sd3_refuses_incomplete_and_damaged_folders(sd3_folder, tmp_path):
+    def copy(name):
+        folder = tmp_path / name
+        shutil.copytree(sd3_folder, folder, ignore=shutil.ignore_patterns("vae", "transformer"))
+        return folder
+
+    def message(folder, config=SD3):
+        with pytest.raises(UserError) as caught:
+            build_text_encoder(config, str(folder)).encode(["a"])
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "there is no such folder: download it" in message(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "has no text_encoder, text_encoder_2, tokenizer, tokenizer_2" in message(tmp_path / "empty")
+    folder = copy("no tokenizer")
+    shutil.rmtree(folder / "tokenizer_3")
+    assert "has no tokenizer_3" in message(folder)
+    folder = copy("pickled")
+    weights = folder / "text_encoder_2" / "model.safetensors"
+    weights.rename(weights.with_name("pytorch_model.bin"))
+    assert "text_encoder_2 holds no *.safetensors" in message(folder)
+    folder = copy("cut off")
+    weights = folder / "text_encoder_3" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "text_encoder_3 cannot be loaded" in message(folder)
+    folder = copy("lacks a weight")
+    weights = folder / "text_encoder" / "model.safetensors"
+    tensors = load_file(weights)
+    tensors.pop("text_projection.weight")
+    save_file(tensors, weights, {"format": "pt"})
+    assert "lacks the weights text_projection.weight" in message(folder)
+    folder = copy("no config")
+    (folder / "text_encoder" / "config.json").write_text("{")
+    assert "config.json cannot be read" in message(folder)
+    assert "the CLIPs take 77 and T5 the rest" in message(sd3_folder, {**SD3, "tokens": 77})
+    assert "hf download" in message("nobody/nothing-of-that-name")
+
+
+def test_settings():
+    assert PromptSettings.from_config({"name": "captions", "fixed": None, "encoding": "live"}).fixed is None
+    for null in (None, {"describes": "hq"}, {"encoding": None, "cache": "c"}, {"encoding": "null"}):
+        settings = PromptSettings.from_config(null)
+        assert (settings.encoding, settings.fixed) == ("null", "")
+    for wrong, says in [
+        ({"encoding": "alive"}, "choose one of live, cached, null"),
+        ({"describes": "sr", "encoding": "live"}, "choose one of hq, lq"),
+        ({"dtype": "int8"}, "choose one of auto"),
+        ({"encodings": "live"}, "prompt has no encodings"),
+        ({"fixed": "a cup", "encoding": "null"}, "leave one of them out"),
+    ]:
+        with pytest.raises(UserError, match=says):
+            PromptSettings.from_config(wrong)
+
+
+def test_an_embedding_goes_through_bytes_and_damage_is_seen():
+    embedding = HashingTextEncoder(4, 6, 8).encode(["a red cup"])
+    for dtype, stored in ((torch.bfloat16, torch.bfloat16), (None, torch.float32)):
+        data = embedding_to_bytes(embedding, dtype, "a red cup")
+        back = embedding_from_bytes(data)
+        assert back.tokens.shape == (1, 4, 6) and back.pooled.shape == (1, 8)
+        assert back.tokens.dtype == back.pooled.dtype == stored
+        assert torch.equal(back.tokens, embedding.tokens.to(stored))
+        assert torch.equal(back.pooled, embedding.pooled.to(stored))
+    flipped = bytearray(data)
+    flipped[-3] ^= 1
+    for damaged in (bytes(flipped), data[:-1], b"", b"not a tensor", save({"tokens": torch.zeros(2)})):
+        with pytest.raises(ValueError, match="not .*embedded prompt"):
+            embedding_from_bytes(damaged)

@@ -14,7 +14,8 @@ from dit4sr.errors import UserError
 from dit4sr.images import from_hwc, to_hwc, upsample_bicubic
 from dit4sr.prompts import HashingTextEncoder
 from dit4sr.restoration.colour import align_adain, align_wavelet
-from dit4sr.restoration.restorer import Restorer, SamplerSettings, TileSettings, pad_reflecting
+from dit4sr.restoration.restorer import Restorer, SamplerSettings, TileSettings
+from dit4sr.restoration.upsampling import Upsampled, reflected
 
 SAMPLER: dict[str, Any] = {
     "steps": 3,
@@ -74,15 +75,30 @@ def test_any_size_comes_back_exactly(height: int, width: int, upscale: float) ->
     assert network.sizes == {(8, 8)}  # only tiles of the size that it was trained on
     assert max(network.batches) <= 2 * 4
     padded = [max(32, -(-side // 8) * 8) for side in size]  # whole tokens, and a tile of 8 latent pixels at least
-    upsampled = pad_reflecting(upsample_bicubic(from_hwc(lq), *size), *padded)
+    rows, columns = (reflected(torch.arange(p), s) for p, s in zip(padded, size, strict=True))
+    upsampled = upsample_bicubic(from_hwc(lq), *size)[..., rows, :][..., columns]
     kept = BlockDCT().decode(BlockDCT().encode(upsampled))[..., : size[0], : size[1]]
     assert np.abs(restored.astype(int) - to_hwc(kept)).max() <= 1
 
 
 def test_padding_reflects_as_often_as_it_takes() -> None:
-    line = torch.arange(3.0).reshape(1, 1, 1, 3).expand(1, 1, 2, 3)
-    assert pad_reflecting(line, 2, 9)[0, 0, 0].tolist() == [0, 1, 2, 1, 0, 1, 2, 1, 0]
-    assert pad_reflecting(line, 2, 3) is line
+    assert reflected(torch.arange(9), 3).tolist() == [0, 1, 2, 1, 0, 1, 2, 1, 0]
+    assert reflected(torch.arange(4), 1).tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("source", "size"),
+    [((16, 16), (64, 64)), ((33, 18), (33, 18)), ((24, 20), (60, 50)), ((1, 5), (4, 20)), ((30, 23), (100, 67))],
+)
+def test_parts_of_the_upsampled_image_are_torchs(source: tuple[int, int], size: tuple[int, int]) -> None:
+    lq = torch.randint(0, 256, (2, 3, *source), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = upsample_bicubic(lq / 255, *size)
+    upsampled = Upsampled(lq, *size)
+    torch.testing.assert_close(upsampled.rows(0, size[0]), expected, rtol=0, atol=1e-5)
+    rows, columns = slice(size[0] // 3, size[0] + 2), slice(size[1] // 2, size[1] + 3)
+    continued = expected[..., reflected(torch.arange(size[0] + 2), size[0]), :]
+    continued = continued[..., reflected(torch.arange(size[1] + 3), size[1])]
+    torch.testing.assert_close(upsampled.part(rows, columns), continued[..., rows, columns], rtol=0, atol=1e-5)
 
 
 def test_noise_follows_from_the_images_own_seed() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dit4sr.errors import UserError
-from dit4sr.restoration.reading import SUFFIXES
+from dit4sr.restoration.reading import SUFFIXES, UNREAD_SUFFIXES
+from dit4sr.restoration.results import made_with
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,30 @@ class Job:
         """Where its caption is, if it has one: <stem>.txt beside it."""
         return self.photo.with_suffix(".txt")
 
+    @property
+    def shown(self) -> str:
+        """The name as it can be printed: bytes of it that are no UTF-8 are escaped."""
+        return self.name.encode("utf-8", "backslashreplace").decode("utf-8")
 
-def find_jobs(source: str, output: Path, *, recursive: bool) -> list[Job]:
-    """List the photos of a file, a folder or a glob, sorted by relative path.
 
-    Hidden files, and what lies in the output folder, are left out.
+@dataclass(frozen=True)
+class Found:
+    """What was found.
+
+    Attributes:
+        jobs: sorted by name.
+        unread: suffix → number of files that are photos too, but of formats that are not read.
+    """
+
+    jobs: tuple[Job, ...]
+    unread: dict[str, int]
+
+
+def find_jobs(source: str, output: Path, *, recursive: bool) -> Found:
+    """List the photos of a file, a folder or a glob.
+
+    Hidden files, what lies in the output folder, and earlier results of ours among the photos are left out.
+    Links to files and folders are followed.
 
     Args:
         source: a path or a glob. The folder that relative paths start from is the folder itself, a file's
@@ -47,38 +69,62 @@ def find_jobs(source: str, output: Path, *, recursive: bool) -> list[Job]:
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        root = path
-        found = [p for p in path.glob("**/*" if recursive else "*") if p.suffix.lower() in SUFFIXES]
+        root, files = path, sorted(_files_in(path, recursive))
     elif path.is_file():
-        root, found = path.parent, [path]
+        root, files = path.parent, [path]
     elif glob.has_magic(source):
-        root = _fixed_part(path)
-        matches = (Path(p) for p in glob.glob(str(path), recursive=recursive))
-        found = [p for p in matches if p.suffix.lower() in SUFFIXES]
+        root, pattern = _split(path)
+        files = sorted(root / match for match in glob.glob(pattern, root_dir=root, recursive=recursive))
+    elif path.is_symlink():
+        raise UserError(f"input={source} is a link to what is not there: give the photo itself")
     else:
         raise UserError(f"input={source}: there is no such file or folder")
-    inside = output.resolve()
-    jobs = []
-    for photo in found:
-        relative = photo.relative_to(root)
-        hidden = any(part.startswith(".") for part in relative.parts)
-        is_result = photo.resolve().is_relative_to(inside) and inside != root.resolve() and not path.is_file()
-        if not hidden and not is_result and photo.is_file():
-            jobs.append(Job(photo, relative.as_posix(), output / relative.with_suffix(".png")))
+    inside, single = output.resolve(), path.is_file()
+    jobs, unread = [], Counter[str]()
+    for photo in files:
+        relative, suffix = photo.relative_to(root), photo.suffix.lower()
+        if not single:
+            hidden = any(part.startswith(".") for part in relative.parts)
+            below_output = photo.resolve().is_relative_to(inside) and inside != root.resolve()
+            if hidden or below_output or photo.is_dir():
+                continue
+            if suffix in UNREAD_SUFFIXES:
+                unread[suffix] += 1
+            if suffix not in SUFFIXES:
+                continue
+            if inside == root.resolve() and made_with(photo) is not None:
+                continue  # an earlier result, where results are written among the photos
+        jobs.append(Job(photo, relative.as_posix(), output / relative.with_suffix(".png")))
     if not jobs:
         raise UserError(f"input={source} holds no photo ({', '.join(SUFFIXES)})")
     _check_results(jobs)
-    return sorted(jobs, key=lambda job: job.name)
+    return Found(tuple(sorted(jobs, key=lambda job: job.name)), dict(unread))
 
 
-def _fixed_part(pattern: Path) -> Path:
-    """The folders of a glob before its first wildcard."""
-    fixed: list[str] = []
-    for part in pattern.parts[:-1]:
-        if glob.has_magic(part):
-            break
-        fixed.append(part)
-    return Path(*fixed)
+def _files_in(folder: Path, recursive: bool, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """The files of a folder; a link that leads back to a folder above it is not followed."""
+    itself = folder.resolve()
+    if itself in above:
+        return
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except PermissionError as error:
+        raise UserError(f"{folder} cannot be listed (permission denied): make it readable, or move it away") from error
+    for entry in entries:
+        if entry.is_dir():
+            if recursive and not entry.name.startswith("."):
+                yield from _files_in(folder / entry.name, recursive, above | {itself})
+        else:
+            yield folder / entry.name
+
+
+def _split(pattern: Path) -> tuple[Path, str]:
+    """The folders of a glob before its first wildcard, and the rest; a folder that is there is no wildcard."""
+    parts = list(pattern.parts)
+    fixed = Path(parts.pop(0)) if pattern.is_absolute() else Path()
+    while len(parts) > 1 and (not glob.has_magic(parts[0]) or (fixed / parts[0]).is_dir()):
+        fixed /= parts.pop(0)
+    return fixed, os.path.join(*parts)
 
 
 def _check_results(jobs: Sequence[Job]) -> None:
@@ -87,9 +133,11 @@ def _check_results(jobs: Sequence[Job]) -> None:
     for job in jobs:
         if job.result in by_result:
             raise UserError(
-                f"{by_result[job.result].name} and {job.name} would both be restored to {job.result}: "
-                "rename one of them"
+                f"{by_result[job.result].shown} and {job.shown} would both be restored to {job.result.name}: "
+                "rename one of them, or restore them into two folders"
             )
         if job.result.resolve() in photos:
-            raise UserError(f"restoring {job.name} would replace the photo {job.result}: give another output=<folder>")
+            raise UserError(
+                f"restoring {job.shown} would replace the photo {job.result.name}: give another output=<folder>"
+            )
         by_result[job.result] = job

@@ -1,21 +1,32 @@
-"""From the config of a verb to a restorer: which checkpoint, which sampler, which device."""
+"""From the config of a verb to a restorer: which checkpoint or weights, which sampler, which device."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dit4sr.errors import UserError
-from dit4sr.models.checkpoint import TrainedModel, check_same_model, load_trained, newest_checkpoint
+from dit4sr.models.base import dtype_named
+from dit4sr.models.checkpoint import (
+    TrainedModel,
+    check_same_model,
+    newest_checkpoint,
+    read_checkpoint,
+    restore_trained,
+)
+from dit4sr.models.dit4sr import DiT4SRTransformer2DModel
+from dit4sr.prompts import PromptSettings
 from dit4sr.restoration.restorer import Restorer, TileSettings
+from dit4sr.restoration.weights import load_weights
 
 
 def load_restorer(config: Mapping[str, Any], explicit: Collection[str]) -> tuple[Restorer, TrainedModel]:
-    """Load the checkpoint that a config asks for.
+    """Load the checkpoint or the weights that a config asks for.
 
     The model and the backbone are the checkpoint's own, unless the command line names them: then they must be
     the same. The sampler is the config's; where it is the one of another backbone, which the command line did
@@ -29,21 +40,94 @@ def load_restorer(config: Mapping[str, Any], explicit: Collection[str]) -> tuple
         UserError: no checkpoint, an unreadable one, one of another model, or no such device.
     """
     device = resolve_device(config["device"])
-    if config["ckpt"] is None:
-        path = newest_checkpoint(Path(config["paths"]["outputs"]), config["model"]["name"])
-    else:
-        path = checkpoint_file(Path(config["ckpt"]))
-    trained = load_trained(path)
-    groups = {name.split(".")[0] for name in explicit}
-    check_same_model(
-        path,
-        trained.config,
-        {part: config[part] if part in groups else trained.config[part] for part in ("model", "backbone")},
-    )
-    restorer = Restorer.from_trained(trained, sampler_for(config, trained.config, explicit), device)
-    if any(name.startswith("backbone.tile") for name in explicit):
-        restorer = replace(restorer, tile=TileSettings(**config["backbone"]["tile"]))
+    trained = load_model(config, explicit)
+    if device.type == "cpu" and next(trained.network.parameters()).dtype == torch.float16:
+        trained.network.float()  # few of the CPU's operations exist in float16, and none is fast
+    set_injection_scale(trained, config)
+    prompt = PromptSettings.from_config(config.get("prompt"))
+    restorer = Restorer.from_trained(trained, sampler_for(config, trained.config, explicit), device, prompt)
+    changed = {f.name: config["backbone"]["tile"][f.name] for f in fields(TileSettings)}
+    if "backbone.tile" not in explicit:
+        changed = {name: value for name, value in changed.items() if f"backbone.tile.{name}" in explicit}
+    if changed:
+        restorer = replace(restorer, tile=replace(restorer.tile, **changed))
     return restorer, trained
+
+
+def load_model(config: Mapping[str, Any], explicit: Collection[str]) -> TrainedModel:
+    """The network of ``weights``, of ``ckpt``, or of the newest checkpoint; see :func:`load_restorer`.
+
+    A checkpoint's frozen base is looked for where ``backbone.pretrained`` says, if the command line sets it, else
+    where it was in training, else where DIT4SR_SD35 says; it must be the one that the checkpoint was trained on.
+
+    Raises:
+        UserError: see there.
+    """
+    if config.get("weights") is not None:
+        if config["ckpt"] is not None:
+            raise UserError("weights=… and ckpt=… both name a network: give one of them")
+        return load_weights(config, explicit, dtype=dtype_named(config["backbone"].get("dtype")))
+    if config.get("weights_preset"):
+        raise UserError(
+            f"weights_preset={config['weights_preset']['name']} says how released weights are used: "
+            "give their folder too, weights=FOLDER"
+        )
+    path = checkpoint_of(config, explicit)
+    checkpoint = read_checkpoint(path)
+    saved = checkpoint["dit4sr"]
+    wanted = {part: saved[part] for part in ("model", "backbone")}
+    if any(name.split(".")[0] == "model" for name in explicit):
+        wanted["model"] = config["model"]
+    if "backbone" in explicit or any(name.startswith("backbone.transformer") for name in explicit):
+        wanted["backbone"] = dict(config["backbone"])
+        if saved["backbone"].get("pretrained") and config["backbone"].get("pretrained"):
+            # What a config says of a pretrained base counts for nothing; the base itself is verified below.
+            wanted["backbone"]["transformer"] = saved["backbone"]["transformer"]
+    check_same_model(path, saved, wanted)
+    # Where the base is, and how it is read, is for this machine to say.
+    here = {n: config["backbone"][n] for n in ("dtype", "local_files_only") if f"backbone.{n}" in explicit}
+    backbone = {**saved["backbone"], **here}
+    return restore_trained(
+        path,
+        {**saved, "backbone": backbone},
+        checkpoint["ema"],
+        int(checkpoint["global_step"]),
+        pretrained=config["backbone"]["pretrained"] if "backbone.pretrained" in explicit else None,
+        dtype=dtype_named(backbone.get("dtype")),
+    )
+
+
+def checkpoint_of(config: Mapping[str, Any], explicit: Collection[str]) -> Path:
+    """The checkpoint ``ckpt``, else the newest of the model, and of the backbone if the command line names one.
+
+    Raises:
+        UserError: where there is none of them.
+    """
+    if config["ckpt"] is not None:
+        return checkpoint_file(Path(config["ckpt"]).expanduser())
+    backbone = config["backbone"]["name"] if "backbone" in explicit else None
+    return newest_checkpoint(Path(config["paths"]["outputs"]), config["model"]["name"], backbone)
+
+
+def set_injection_scale(trained: TrainedModel, config: Mapping[str, Any]) -> None:
+    """Set s of the LR Injection: ``injection_scale``, else the preset's, else the export's, else 1 as in training.
+
+    Raises:
+        UserError: for a network without an injection, or a value that is no number.
+    """
+    scale = config.get("injection_scale")
+    if scale is None:
+        scale = (config.get("weights_preset") or {}).get("injection_scale")
+    if scale is None:
+        scale = trained.config.get("injection_scale")  # what an export was made with
+    if scale is None:
+        return
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
+        raise UserError(f"injection_scale={scale}: give a number; 1 is as in training")
+    if not isinstance(trained.network, DiT4SRTransformer2DModel) or trained.network.spec.injection == "none":
+        raise UserError(f"injection_scale={scale}: {trained.config['model']['name']} has no LR injection to scale")
+    trained.network.lr_injection_scale = float(scale)
+    trained.config["injection_scale"] = float(scale)
 
 
 def sampler_for(config: Mapping[str, Any], saved: Mapping[str, Any], explicit: Collection[str]) -> dict[str, Any]:

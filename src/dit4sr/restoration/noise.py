@@ -15,4 +15,4 @@ def noise_seed(seed: int, name: str, sample: int = 0) -> int:
         name: of the photo: in a benchmark its stem, in a folder its relative path.
         sample: number of the restoration, where there are several.
     """
-    return sample_seed(seed, zlib.crc32(name.encode("utf-8")), f"restore/{sample}")
+    return sample_seed(seed, zlib.crc32(name.encode("utf-8", "surrogateescape")), f"restore/{sample}")

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Collection
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from dit4sr.errors import UserError
+from dit4sr.prompts.captions import Photo, build_captions
+from dit4sr.values import flag, number, whole_number
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from dit4sr.restoration.batches import Outcome
     from dit4sr.restoration.finding import Job
-    from dit4sr.restoration.restorer import Restorer
-
-LEAST_SIDE = 16
-"""Pixels of a photo's shorter side."""
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A photo that could not be restored, and why."""
-
-    name: str
-    reason: str
 
 
 def run(config: DictConfig, explicit: Collection[str] = ()) -> int:
@@ -40,112 +31,124 @@ def run(config: DictConfig, explicit: Collection[str] = ()) -> int:
         0 when done, 1 when photos could not be restored (they are listed).
 
     Raises:
-        UserError: for a config or an input that the user can mend; then nothing is written.
+        UserError: for a config or an input that the user can mend, or where results cannot be written.
     """
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    if plain["input"] is None:
-        raise UserError("say what to restore: input=<photo, folder or glob> output=<folder>")
-    if plain["upscale"] < 1:
-        raise UserError(f"upscale={plain['upscale']}: the factor is at least 1")
-    output = Path(plain["output"]).expanduser()
-    if output.exists() and not output.is_dir():
-        raise UserError(f"output={output} is a file: give a folder")
+    check(plain)
+    output = Path(str(plain["output"])).expanduser()
+    check_writable(output)
+    captions = build_captions(plain)
 
     from dit4sr.restoration.finding import find_jobs
+    from dit4sr.restoration.results import is_whole, settings_of
 
-    jobs = find_jobs(str(plain["input"]), output, recursive=plain["recursive"])
-    todo = [job for job in jobs if plain["overwrite"] or not job.result.exists()]
-    failed: list[Failed] = []
-    if todo:
-        from dit4sr.restoration.loading import load_restorer
+    found = find_jobs(str(plain["input"]), output, recursive=plain["recursive"])
+    todo = [job for job in found.jobs if plain["overwrite"] or not is_whole(job.result)]
+    skipped = sorted(set(found.jobs) - set(todo), key=lambda job: job.name)
+    wanted = stated_settings(plain, explicit)
+    if not todo:
+        report(output, wanted, skipped=skipped, unread=found.unread)
+        return 0
 
-        restorer, trained = load_restorer(plain, explicit)
-        settings = {
-            "model": trained.config["model"],
-            "backbone": trained.config["backbone"]["name"],
-            "ckpt": str(trained.path),
-            "step": trained.step,
-            "sampler": asdict(restorer.sampler),
-            "tile": asdict(restorer.tile),
-            "upscale": plain["upscale"],
-            "seed": plain["seed"],
-        }
-        failed = restore_all(todo, restorer, plain, settings)
-    report(jobs, todo, failed, output)
-    return 1 if failed else 0
-
-
-def restore_all(jobs: list[Job], restorer: Restorer, config: dict[str, Any], settings: dict[str, Any]) -> list[Failed]:
-    """Restore photo after photo; those that cannot be are returned."""
-    import torch
-    from tqdm import tqdm
-
-    from dit4sr.data.images import UnreadableImage
-
-    failed = []
-    interval = 0.2 if sys.stderr.isatty() else 10
-    for job in tqdm(jobs, "restoring", unit="photo", mininterval=interval):
-        try:
-            restore_one(job, restorer, config, settings)
-        except UnreadableImage as error:
-            failed.append(Failed(job.name, str(error)))
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            failed.append(Failed(job.name, "not enough GPU memory: lower sampler.tile_batch or use device=cpu"))
-    return failed
-
-
-def restore_one(job: Job, restorer: Restorer, config: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Restore one photo and write it, with ``settings`` in its text metadata.
-
-    Its noise follows from the seed and its relative path alone. Transparency is kept: enlarged bicubically.
-
-    Raises:
-        UnreadableImage: it cannot be read, or a side is shorter than :data:`LEAST_SIDE`.
-    """
-    import numpy as np
-    from PIL import Image, PngImagePlugin
-
-    from dit4sr.data.images import UnreadableImage
-    from dit4sr.files import write_atomically
-    from dit4sr.restoration.noise import noise_seed
+    from dit4sr.restoration.batches import Limits, Outcome, Unwritable, restore_all
+    from dit4sr.restoration.loading import load_restorer
     from dit4sr.restoration.reading import read_photograph
 
-    photograph = read_photograph(job.photo)
-    height, width = photograph.rgb.shape[:2]
-    if min(height, width) < LEAST_SIDE:
-        raise UnreadableImage(f"{width}×{height} is too small: both sides need {LEAST_SIDE} pixels or more")
-    prompt = prompt_of(job, config["prompt"]["fixed"])
-    seed = noise_seed(config["seed"], job.name)
-    restored = restorer.restore(photograph.rgb, prompt, seed=seed, upscale=config["upscale"])
-    if photograph.alpha is not None:
-        size = (restored.shape[1], restored.shape[0])
-        alpha = Image.fromarray(photograph.alpha).resize(size, Image.Resampling.BICUBIC)
-        restored = np.dstack([restored, np.asarray(alpha)])
-    metadata = PngImagePlugin.PngInfo()
-    metadata.add_text("Software", "dit4sr")
-    facts = {**settings, "photo": job.name, "prompt": prompt}
-    metadata.add_itxt("dit4sr", json.dumps(facts, ensure_ascii=False))
-    with write_atomically(job.result) as temporary:
-        Image.fromarray(restored).save(temporary, "PNG", pnginfo=metadata)
+    # Before the network is loaded, so that a captioning model has the memory to itself.
+    photos = [Photo(job.photo, job.name, job.result) for job in todo]
+    captions.prepare(photos, lambda path: read_photograph(path).rgb)
+    restorer, trained = load_restorer(plain, explicit)
+    settings = settings_of(restorer, trained, plain) | {"prompts": captions.facts}
+    limits = Limits(plain["batch_size"], plain["max_megapixels"] * 1e6)
+    outcome = Outcome()
+
+    def prompts(jobs: Sequence[Job], lqs: Sequence[np.ndarray]) -> list[str]:
+        return [captions.prompt_for(job.photo, job.name, lq) for job, lq in zip(jobs, lqs, strict=True)]
+
+    def tell() -> None:
+        report(output, settings, skipped, found.unread, outcome, len(todo))
+
+    try:
+        restore_all(todo, restorer, prompts, settings, limits, outcome)
+    except Unwritable as error:
+        tell()
+        raise UserError(f"{error}; mend that, or give another output=…; what is done is kept") from error
+    except KeyboardInterrupt:
+        tell()
+        raise
+    tell()
+    return 1 if outcome.failed else 0
 
 
-def prompt_of(job: Job, fixed: str | None) -> str:
-    """The fixed prompt, or the photo's caption: the text of <stem>.txt beside it, "" where there is none."""
-    if fixed is not None:
-        return fixed
-    path = job.caption_file
-    return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
+def check(config: Mapping[str, Any]) -> None:
+    """Refuse values that mean nothing, before anything heavy is imported.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    if config["input"] is None:
+        raise UserError("say what to restore: input=<photo, folder or glob> output=<folder>")
+    number(config, "upscale", 1)
+    number(config, "max_megapixels", 0)
+    whole_number(config, "seed")
+    whole_number(config, "batch_size", 1)
+    flag(config, "recursive")
+    flag(config, "overwrite")
 
 
-def report(jobs: list[Job], todo: list[Job], failed: list[Failed], output: Path) -> None:
-    """Say in a few lines what became of the photos."""
-    done, skipped = len(todo) - len(failed), len(jobs) - len(todo)
-    parts = [f"{done} of {len(jobs)} photos restored into {output}"]
+def check_writable(output: Path) -> None:
+    """Refuse a folder that cannot be made or written to, before hours are spent on what would go there.
+
+    Raises:
+        UserError: saying why.
+    """
+    there = output
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise UserError(f"output={output}: {there} is a file: give a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"output={output}: {there} cannot be written to: give another folder")
+
+
+def stated_settings(config: Mapping[str, Any], explicit: Collection[str]) -> dict[str, Any]:
+    """The part of what travels in a result's metadata that is known without the network."""
+    sampler = {name: value for name, value in config["sampler"].items() if f"sampler.{name}" in explicit}
+    return {"sampler": sampler, "upscale": config["upscale"], "seed": config["seed"]}
+
+
+def report(
+    output: Path,
+    settings: Mapping[str, Any],
+    skipped: Sequence[Job],
+    unread: Mapping[str, int],
+    outcome: Outcome | None = None,
+    asked: int = 0,
+) -> None:
+    """Say in a few lines what became of the photos.
+
+    Args:
+        output: where the results are.
+        settings: those of this run, to compare with what the skipped results were made with.
+        skipped: photos whose results were there.
+        unread: see :class:`dit4sr.restoration.finding.Found`.
+        outcome: of the photos to restore; None where there were none.
+        asked: number of the photos to restore.
+    """
+    from dit4sr.restoration.results import differing, made_with
+
+    done, failed = (outcome.done, outcome.failed) if outcome else (0, [])
+    parts = [f"{done} of {asked + len(skipped)} photos restored into {output}"]
     if skipped:
-        parts.append(f"{skipped} skipped: there already (overwrite=true does them again)")
+        parts.append(f"{len(skipped)} skipped: there already (overwrite=true does them again)")
     if failed:
         parts.append(f"{len(failed)} failed:")
     print("; ".join(parts))
     for failure in failed:
         print(f"  {failure.name}: {failure.reason}")
+    others = [different for job in skipped if (different := differing(made_with(job.result) or {}, settings))]
+    if others:
+        print(f"  {len(others)} of those skipped were made with other settings, such as {', '.join(others[0][:3])}")
+    if unread:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(unread.items()))
+        print(f"  left out, of formats that cannot be read here: {kinds} (save them as PNG, JPEG or TIFF)")

@@ -11,9 +11,12 @@ from dit4sr.data.datamodule import SRDataModule, validation_pairs
 from dit4sr.data.degradations import degrade, load_preset
 from dit4sr.data.images import write_png
 from dit4sr.data.loading import LoaderSettings, TrainingBatches
+from dit4sr.data.reader import RawSample
+from dit4sr.data.remote import Shard
 from dit4sr.data.samples import make_sample
 from dit4sr.data.shards import ShardSample, find_shards, write_shards
-from dit4sr.data.stream import RawSample, UnusableSample
+from dit4sr.data.sources import SourceSettings
+from dit4sr.data.tally import UnusableSample
 from dit4sr.errors import UserError
 from dit4sr.randomness import sample_seed
 
@@ -38,7 +41,8 @@ def shards(tmp_path_factory):
 
 def batches(shards, count, **changes):
     options = {"seed": 0, "crop": 32, "batch_size": 8, "prompt_drop": 0.2, "shuffle_buffer": 4, **changes}
-    settings = LoaderSettings(shards=shards, preset=load_preset("dit4sr"), augmentation=PLAIN, **options)
+    sources = (SourceSettings("test", 1.0, "synthetic", tuple(Shard(str(shard)) for shard in shards)),)
+    settings = LoaderSettings(sources=sources, preset=load_preset("dit4sr"), augmentation=PLAIN, **options)
     return list(itertools.islice(TrainingBatches(settings), count))
 
 
@@ -241,9 +245,9 @@ def test_own_shards(tmp_path, shards):
     assert_equal([next(iter(datamodule.train_dataloader()))], batches(shards, 1, batch_size=4, shuffle_buffer=8))
     with pytest.raises(UserError, match="data.shards="):
         module(tmp_path, name="shards", shards=None)
-    with pytest.raises(UserError, match="choose embedded or shards"):
+    with pytest.raises(UserError, match="choose one of embedded, shards, paired, paired_latent"):
         module(tmp_path, name="imagenet")
-    with pytest.raises(UserError, match="run python prepare.py"):
+    with pytest.raises(UserError, match="python prepare.py"):
         module(tmp_path, name="shards", shards=str(tmp_path / "empty")).train_dataloader()
 
 

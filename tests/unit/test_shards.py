@@ -13,10 +13,10 @@ import webdataset
 from PIL import Image
 
 from dit4sr.data.images import UnreadableImage, decode_image, encode_png, read_image
+from dit4sr.data.shard_index import index_shard
 from dit4sr.data.shards import (
     ShardSample,
     find_shards,
-    index_shard,
     read_manifest,
     write_manifest,
     write_shards,

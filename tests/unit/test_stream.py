@@ -9,17 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dit4sr.data.shards import ShardSample, find_shards, index_shard, write_shards
-from dit4sr.data.stream import (
-    RawSample,
-    ShardReader,
-    Tally,
-    UnusableSample,
-    lane_part,
-    lane_references,
-    numbered_samples,
-    stripe_count,
-)
+from dit4sr.data.reader import RawSample, ShardReader
+from dit4sr.data.shard_index import index_shard
+from dit4sr.data.shards import ShardSample, find_shards, write_shards
+from dit4sr.data.stream import Feed, lane_part, lane_references, numbered_samples, stripe_count
+from dit4sr.data.tally import Tally, UnusableSample
 from dit4sr.errors import UserError
 
 
@@ -107,15 +101,10 @@ def numbered_images(n, side=8):
 
 def stream(shards, numbers, *, make=None, reports=None, max_bad_share=0.05, lanes=4):
     reports = [] if reports is None else reports
-    return numbered_samples(
-        ShardReader(shards),
-        numbers,
-        make or (lambda raw, i: (i, int(raw.image[0, 0, 0]), raw.caption)),
-        lanes=lanes,
-        seed=0,
-        shuffle_buffer=4,
-        tally=Tally(max_bad_share, reports.append),
-    )
+    tally = Tally(max_bad_share, reports.append)
+    feed = Feed(ShardReader(shards, tally=tally), tally)
+    make = make or (lambda raw, i: (i, int(raw.image[0, 0, 0]), raw.caption))
+    return (each.sample for each in numbered_samples([feed], numbers, make, lanes=lanes, seed=0, shuffle_buffer=4))
 
 
 def test_samples_come_back_as_written(tmp_path):
@@ -134,15 +123,14 @@ def test_a_reader_opens_only_the_lanes_of_its_numbers(tmp_path):
     index = reader.index
     reader.index = lambda shard: (opened.append(shard), index(shard))[1]
     mine = numbered_samples(
-        reader,
+        [Feed(reader, Tally(0, opened.append))],
         range(3, 32, 16),
         lambda raw, i: (i, int(raw.image[0, 0, 0]), raw.caption),
         lanes=16,
         seed=0,
         shuffle_buffer=4,
-        tally=Tally(0, opened.append),
     )
-    assert list(mine) == everyone[3::16]
+    assert [each.sample for each in mine] == everyone[3::16]
     assert set(opened) == {s for s, _ in lane_part(16, lanes=16, lane=3, seed=0, pass_number=0)}
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
 
 from dit4sr.data.augmentation import Augmentation
+from dit4sr.data.captions import captions_of
 from dit4sr.data.degradations import DegradationPreset
 from dit4sr.data.images import UnreadableImage, read_image
-from dit4sr.data.loading import Batch, LoaderSettings, TrainingBatches
+from dit4sr.data.loading import Batch, LoaderSettings, TrainingBatches, warn
+from dit4sr.data.on_device import degrade_patches
 from dit4sr.data.prepare import ensure_embedded
-from dit4sr.data.shards import find_shards
+from dit4sr.data.sources import check_sources, find_sources, remote_settings
 from dit4sr.errors import UserError
 
 
@@ -25,13 +27,13 @@ class SRDataModule(LightningDataModule):
     ``train_dataloader`` is called, to resume.
 
     Args:
-        data: the config group ``data``: name (embedded or shards), shards, batch_size (of all ranks),
-            workers, lanes, shuffle_buffer, prompt_drop, augmentation, and optionally max_bad_share.
+        data: the config group ``data``, a file of configs/data.
         degradation: how the low-quality images are made.
         seed: the run's seed.
         crop: side of a training crop in HR pixels.
         paths: the config group ``paths``; its ``data`` is the folder of the embedded photos' shards.
         rank, world_size: of this process; by default the attached trainer's, else 0 and 1.
+        latent_scale: HR pixels a latent pixel, for data=paired_latent.
         repeat_first_batch: yield the first batch for ever, to see whether a network can fit it.
     """
 
@@ -45,19 +47,20 @@ class SRDataModule(LightningDataModule):
         paths: Mapping[str, Any],
         rank: int | None = None,
         world_size: int | None = None,
+        latent_scale: int = 8,
         repeat_first_batch: bool = False,
     ) -> None:
         super().__init__()
-        if data["name"] not in ("embedded", "shards"):
-            raise UserError(f"unknown data {data['name']!r}: choose embedded or shards.")
-        if data["name"] == "shards" and not data.get("shards"):
-            raise UserError("data=shards needs data.shards=<folder or glob of shards>: python prepare.py makes some.")
+        check_sources(data)
         self.data = data
         self.degradation = degradation
         self.seed = seed
         self.crop = crop
         self.embedded = Path(paths["data"]) / "embedded"
         self.start = 0
+        self.latent_scale = latent_scale
+        self.batches: TrainingBatches | None = None
+        self.source_names: tuple[str, ...] = ()
         self.repeat_first_batch = repeat_first_batch
         self._rank = rank
         self._world_size = world_size
@@ -66,15 +69,22 @@ class SRDataModule(LightningDataModule):
         """Make the shards and the benchmark of the embedded photos, unless they are there."""
         ensure_embedded(self.embedded.parent)
 
+    def captions(self) -> Iterator[str]:
+        """The captions of the run's local shards that training will have to embed; see `captions_of`."""
+        remote = remote_settings(self.data, self.embedded.parent / "cache")
+        yield from captions_of(find_sources(self.data, embedded=self.embedded / "train", remote=remote, report=warn))
+
     def train_dataloader(self) -> Iterable[Batch]:
         """Endless local batches from global sample ``start`` on; see `TrainingBatches`."""
         trainer = self.trainer
         rank = self._rank if self._rank is not None else (trainer.global_rank if trainer else 0)
         world_size = self._world_size if self._world_size is not None else (trainer.world_size if trainer else 1)
-        where = self.embedded / "train" if self.data["name"] == "embedded" else self.data["shards"]
-        batches = TrainingBatches(
+        remote = remote_settings(self.data, self.embedded.parent / "cache")
+        sources = find_sources(self.data, embedded=self.embedded / "train", remote=remote, report=warn)
+        self.source_names = tuple(source.name for source in sources)
+        self.batches = TrainingBatches(
             LoaderSettings(
-                shards=find_shards(where),
+                sources=sources,
                 preset=self.degradation,
                 augmentation=Augmentation.from_config(self.data["augmentation"]),
                 seed=self.seed,
@@ -83,14 +93,26 @@ class SRDataModule(LightningDataModule):
                 prompt_drop=self.data["prompt_drop"],
                 lanes=self.data["lanes"],
                 shuffle_buffer=self.data["shuffle_buffer"],
+                order=self.data.get("order", "shuffled"),
+                engine=self.data.get("engine", "worker"),
+                scale=self.data.get("scale", 4),
+                latent_scale=self.latent_scale,
                 max_bad_share=self.data.get("max_bad_share", 0.05),
+                remote=remote,
                 workers=self.data["workers"],
                 rank=rank,
                 world_size=world_size,
                 start=self.start,
             )
         )
-        return itertools.repeat(next(iter(batches))) if self.repeat_first_batch else batches
+        return itertools.repeat(next(iter(self.batches))) if self.repeat_first_batch else self.batches
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Degrade on the device, where ``data.engine=device`` has left the patches as they are."""
+        if "patch" not in batch:
+            return batch
+        margin = Augmentation.from_config(self.data["augmentation"]).margin
+        return degrade_patches(batch, self.degradation, seed=self.seed, crop=self.crop, margin=margin)
 
 
 def validation_pairs(benchmark: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dit4sr.files import write_atomically
 
@@ -61,6 +61,8 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image8:
             return np.array(upright.convert("RGB"))
     except UnreadableImage:
         raise
+    except UnidentifiedImageError as error:  # its message names a Python object
+        raise UnreadableImage("not a readable PNG, JPEG or WebP image (unknown or broken header)") from error
     except DECODING_ERRORS as error:
         raise UnreadableImage(f"not a readable PNG, JPEG or WebP image ({type(error).__name__}: {error})") from error
 
@@ -75,6 +77,28 @@ def encode_png(image: Image8) -> bytes:
     # Level 3 is twice as fast as the default and costs a photo 3 % more bytes.
     done, code = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 3])
     assert done, "OpenCV could not code a PNG"
+    return code.tobytes()
+
+
+EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
+"""Payload → extension of its files."""
+
+
+def encode_image(image: Image8, payload: str = "png", quality: int = 95) -> bytes:
+    """Code (H, W, 3) uint8 RGB as a payload of `EXTENSIONS`.
+
+    ``quality`` is 1 to 100: of JPEG, with full-resolution colour (4:4:4), and of WebP, which is without loss
+    at 100. PNG, always without loss, ignores it.
+    """
+    if payload == "png":
+        return encode_png(image)
+    options = {
+        "jpeg": [cv2.IMWRITE_JPEG_QUALITY, quality]
+        + [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444],
+        "webp": [cv2.IMWRITE_WEBP_QUALITY, 101 if quality == 100 else quality],  # above 100: OpenCV's "lossless"
+    }[payload]
+    done, code = cv2.imencode("." + EXTENSIONS[payload], cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
+    assert done, f"OpenCV could not code a {payload}"
     return code.tobytes()
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -17,11 +17,18 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from dit4sr.data.augmentation import Augmentation
 from dit4sr.data.degradations import DegradationPreset
-from dit4sr.data.samples import make_sample
-from dit4sr.data.stream import ShardReader, Tally, numbered_samples
+from dit4sr.data.reader import RawSample, ShardReader
+from dit4sr.data.remote import RemoteSettings, RemoteStore
+from dit4sr.data.samples import ENGINES, SCALE, make_sample
+from dit4sr.data.sources import SourceSettings
+from dit4sr.data.stream import ORDERS, Feed, numbered_samples
+from dit4sr.data.tally import Tally
 from dit4sr.errors import UserError
 
 Batch = dict[str, Any]
+
+LISTS = ("prompt", "embedding")
+"""What a batch holds as a list with one item a sample; all else is a tensor."""
 
 # A fork of a process that already has threads (CUDA, OpenMP, loggers) can inherit a lock that nobody will
 # ever release. The fork server is a clean process that has imported this module once and forks from there.
@@ -33,10 +40,11 @@ class LoaderSettings:
     """All that the training batches follow from. ``batch_size`` is global, over all ranks.
 
     Raises:
-        UserError: ranks × workers does not divide the lanes, or the ranks do not divide the batch.
+        UserError: ranks × workers does not divide the lanes, the ranks do not divide the batch, or a value is
+            out of its range.
     """
 
-    shards: tuple[Path, ...]
+    sources: tuple[SourceSettings, ...]
     preset: DegradationPreset
     augmentation: Augmentation
     seed: int
@@ -45,7 +53,12 @@ class LoaderSettings:
     prompt_drop: float
     lanes: int = 16
     shuffle_buffer: int = 64
+    order: str = "shuffled"
+    engine: str = "worker"
+    scale: int = SCALE
+    latent_scale: int = 8
     max_bad_share: float = 0.05
+    remote: RemoteSettings | None = None
     workers: int = 0
     rank: int = 0
     world_size: int = 1
@@ -55,8 +68,17 @@ class LoaderSettings:
         for name, low in {"lanes": 1, "shuffle_buffer": 1, "batch_size": 1, "workers": 0, "start": 0}.items():
             if getattr(self, name) < low:
                 raise UserError(f"data.{name}={getattr(self, name)} must be at least {low}.")
-        if self.crop < 4 or self.crop % 4:
-            raise UserError(f"backbone.crop={self.crop} must be a positive multiple of 4.")
+        for name, known in {"order": ORDERS, "engine": ENGINES}.items():
+            if getattr(self, name) not in known:
+                raise UserError(f"data.{name}={getattr(self, name)}: choose one of {', '.join(known)}.")
+        if not isinstance(self.max_bad_share, int | float) or not 0 <= self.max_bad_share <= 1:
+            raise UserError(f"data.max_bad_share={self.max_bad_share} must be a share from 0 to 1.")
+        if self.scale < 1:
+            raise UserError(f"data.scale={self.scale} must be at least 1.")
+        if self.crop < self.scale or self.crop % self.scale:
+            raise UserError(f"backbone.crop={self.crop} must be a positive multiple of {self.scale}.")
+        if self.engine == "device" and any(source.kind != "synthetic" for source in self.sources):
+            raise UserError("data.engine=device degrades photos; pairs have nothing to degrade: leave it at worker.")
         if self.batch_size % self.world_size:
             raise UserError(
                 f"data.batch_size={self.batch_size} is the batch of all {self.world_size} ranks together: "
@@ -106,10 +128,9 @@ class TrainingPieces(IterableDataset):
         s = self.settings
         info = get_worker_info()
         worker = info.id if info else 0
-        samples = numbered_samples(
-            ShardReader(s.shards),
-            s.numbers(worker),
-            lambda raw, i: make_sample(
+
+        def make(raw: RawSample, i: int) -> dict[str, Any]:
+            return make_sample(
                 raw,
                 seed=s.seed,
                 index=i,
@@ -117,37 +138,72 @@ class TrainingPieces(IterableDataset):
                 preset=s.preset,
                 augmentation=s.augmentation,
                 prompt_drop=s.prompt_drop,
-            ),
-            lanes=s.lanes,
-            seed=s.seed,
-            shuffle_buffer=s.shuffle_buffer,
-            tally=Tally(s.max_bad_share, lambda line: print(f"warning: {line}", file=sys.stderr)),
-        )
+                engine=s.engine,
+                scale=s.scale,
+                latent_scale=s.latent_scale,
+            )
+
         try:
+            samples = numbered_samples(
+                open_feeds(s),
+                s.numbers(worker),
+                make,
+                lanes=s.lanes,
+                seed=s.seed,
+                shuffle_buffer=s.shuffle_buffer,
+                order=s.order,
+            )
+            made = (each.sample | {"source": each.source, "skipped": each.skipped} for each in samples)
             while True:
-                yield _stack(list(itertools.islice(samples, s.piece)))
+                yield _stack(list(itertools.islice(made, s.piece)))
         except UserError as error:
             yield error  # an exception raised here would reach the user wrapped in a worker's traceback
 
 
+def warn(line: str) -> None:
+    """Tell the user of something that training goes on after."""
+    print(f"warning: {line}", file=sys.stderr, flush=True)
+
+
+def open_feeds(settings: LoaderSettings) -> list[Feed]:
+    """Open the sources for reading, in the process that reads."""
+    store = RemoteStore(settings.remote, warn) if settings.remote else None
+    feeds = []
+    for source in settings.sources:
+        tally = Tally(settings.max_bad_share, warn)
+        if source.pairs:
+            from dit4sr.data.paired import PairReader
+
+            feeds.append(Feed(PairReader(source.pairs), tally, source.weight))
+        else:
+            reader = ShardReader(source.shards, kind=source.kind, prompts=source.prompts, store=store, tally=tally)
+            feeds.append(Feed(reader, tally, source.weight))
+    return feeds
+
+
 def _stack(samples: list[dict[str, Any]]) -> Batch:
-    return {
-        "index": torch.tensor([sample["index"] for sample in samples]),
-        "hq": torch.from_numpy(np.stack([sample["hq"] for sample in samples])),
-        "lq": torch.from_numpy(np.stack([sample["lq"] for sample in samples])),
-        "prompt": [sample["prompt"] for sample in samples],
-    }
+    batch: Batch = {}
+    for key, value in samples[0].items():
+        values = [sample[key] for sample in samples]
+        if key in LISTS:
+            batch[key] = values
+        elif isinstance(value, np.ndarray):
+            batch[key] = torch.from_numpy(np.stack(values))
+        else:
+            batch[key] = torch.tensor(values)
+    return batch
 
 
 def _interleave(pieces: list[Batch]) -> Batch:
     """Sample t of piece w becomes sample t·W + w of the batch, W = len(pieces)."""
     if len(pieces) == 1:
         return pieces[0]
-    batch: Batch = {
-        key: torch.stack([piece[key] for piece in pieces], dim=1).flatten(0, 1) for key in ("index", "hq", "lq")
+    return {
+        key: list(itertools.chain.from_iterable(zip(*(piece[key] for piece in pieces), strict=True)))
+        if key in LISTS
+        else torch.stack([piece[key] for piece in pieces], dim=1).flatten(0, 1)
+        for key in pieces[0]
     }
-    batch["prompt"] = [prompt for row in zip(*(piece["prompt"] for piece in pieces), strict=True) for prompt in row]
-    return batch
 
 
 def _one_thread(_worker: int) -> None:
@@ -158,12 +214,16 @@ def _one_thread(_worker: int) -> None:
 class TrainingBatches:
     """Endless local batches of one rank, beginning at global sample ``settings.start``.
 
-    A batch, in increasing order of the index: index int64 (B,), hq uint8 (B, 3, H, W), lq uint8
-    (B, 3, H/4, W/4), prompt a list of B str. Iterating again begins again.
+    A batch, in increasing order of the index: index int64 (B,); prompt a list of B str; embedding a list of B
+    dicts of tensors or None; source and skipped int64 (B,) (see `stream.Numbered`); and, stacked, what
+    `make_sample` returns: hq and lq, or patch, or hq_latent and lq_latent. Iterating again begins again.
+
+    ``waited`` is the time in seconds for which batches have been waited for.
     """
 
     def __init__(self, settings: LoaderSettings) -> None:
         self.settings = settings
+        self.waited = 0.0
 
     def __iter__(self) -> Iterator[Batch]:
         s = self.settings
@@ -171,11 +231,14 @@ class TrainingBatches:
         per_batch = s.local_batch // s.piece
         while True:
             batch: list[Batch] = []
+            began = time.perf_counter()
             for piece in itertools.islice(pieces, per_batch):
                 if isinstance(piece, UserError):
                     raise piece
                 batch.append(piece)
-            yield _interleave(batch)
+            whole = _interleave(batch)
+            self.waited += time.perf_counter() - began
+            yield whole
 
     def _loader(self) -> DataLoader[Any]:
         s = self.settings

@@ -1,4 +1,4 @@
-"""Photos to make training patches and benchmarks of: those inside dependencies, and folders of one's own."""
+"""Photos to make training patches and benchmarks of, and those that ship inside dependencies."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from dit4sr.data.images import SUFFIXES, Image8, UnreadableImage, read_image
+from dit4sr.data.images import Image8, UnreadableImage, read_image
 from dit4sr.errors import UserError
 
 
@@ -17,6 +17,7 @@ class Photo:
 
     ``image`` is (H, W, 3) uint8 RGB. Photos of one ``scene`` show the same thing and must never be parted
     between training and evaluation. ``weight`` is the photo's share of the patches, relative to others.
+    ``file_digest`` is a hash of the file's bytes, "" where there is no such file.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Photo:
     held_out: bool
     weight: float = 1.0
     licence: str = "unknown"
+    file_digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -167,35 +169,3 @@ def _version(package: str) -> str:
         return version(_DISTRIBUTIONS[package])
     except PackageNotFoundError:
         return "(unknown version)"
-
-
-def photo_files(folder: Path) -> list[Path]:
-    """List the PNG, JPEG and WebP files under a folder, at any depth, sorted by relative path.
-
-    Raises:
-        UserError: the folder does not exist, or holds no such file.
-    """
-    if not folder.is_dir():
-        raise UserError(f"source={folder} is not a folder: pass a folder of photos, or source=embedded.")
-    files = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
-    if not files:
-        raise UserError(f"source={folder} holds no image ({', '.join(SUFFIXES)}): pass a folder of photos.")
-    return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
-
-
-def read_photo(path: Path, folder: Path) -> Photo:
-    """Read one photo of a folder; its caption is the text of ``<stem>.txt`` beside it, else "".
-
-    Its scene is its relative path: nothing is known about which photos show the same thing.
-
-    Raises:
-        UnreadableImage: the file cannot be decoded.
-    """
-    name = path.relative_to(folder).with_suffix("").as_posix()
-    text = path.with_suffix(".txt")
-    try:
-        caption = text.read_text(encoding="utf-8", errors="replace").strip() if text.is_file() else ""
-        image = read_image(path)
-    except OSError as error:
-        raise UnreadableImage(f"cannot be read ({error.strerror})") from error
-    return Photo(name, name, image, caption, held_out=False)

@@ -1,41 +1,43 @@
-"""Photos → training shards and a benchmark: what `python prepare.py` runs."""
+"""Photos → training shards and a benchmark: what `python prepare.py` runs.
+
+The photos of a source, in a fixed order, are cut into units of work. A unit is prepared by one process into
+shards of its own, in a hidden folder beside the result, and then noted as done; so the work goes on where it was
+stopped, on any number of processes and machines. The last step drops duplicates and gives the shards their final
+names. Only then is there a ``train`` folder, and, last of all, its manifest.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
+import shutil
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from tqdm import tqdm
 
 from dit4sr.config import config_dir
-from dit4sr.data.degradations import degrade, load_preset
-from dit4sr.data.images import UnreadableImage, write_png
-from dit4sr.data.patches import benchmark_crops, fitting_scales, patch_count, training_patches
-from dit4sr.data.photos import Photo, embedded_photos, photo_files, read_photo
-from dit4sr.data.prepare_settings import EMBEDDED, PrepareSettings
-from dit4sr.data.samples import uniform
-from dit4sr.data.shards import MANIFEST, ShardSample, read_manifest, write_manifest, write_shards
+from dit4sr.data.degradations import load_preset
+from dit4sr.data.preparation.additions import Additions
+from dit4sr.data.preparation.listing import Listing
+from dit4sr.data.preparation.locks import hold, remove_locks
+from dit4sr.data.preparation.merging import PHOTOS, merge, read_plan, records
+from dit4sr.data.preparation.running import disk_errors, run_units
+from dit4sr.data.preparation.settings import EMBEDDED, Execution, PrepareSettings
+from dit4sr.data.preparation.sources import CORRUPT, open_source
+from dit4sr.data.shards import read_manifest
 from dit4sr.errors import UserError
 from dit4sr.files import write_atomically
-from dit4sr.randomness import sample_seed
 
-FORMAT = 1  # of the folder and of the embedded photos' list; raised when an older folder must be made again
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A photo that gave nothing; ``corrupt`` tells a broken file from one that is merely too small."""
-
-    name: str
-    reason: str
-    corrupt: bool
+FORMAT = 2  # of the folder and of the embedded photos' list; raised when an older folder must be made again
+LINES = 20
+"""Skipped photos that are printed; the folder's list has all of them."""
+WAIT_FOR_EMBEDDED = 600.0
+"""Seconds that a training waits for another one that is making the embedded photos' shards."""
 
 
 def run(config: Mapping[str, Any], explicit: Collection[str] = ()) -> int:
@@ -46,7 +48,8 @@ def run(config: Mapping[str, Any], explicit: Collection[str] = ()) -> int:
 def prepare(cfg: Mapping[str, Any]) -> int:
     """Write ``<out>/train`` (shards and manifest.json) and, from held-out photos, ``<out>/benchmark``.
 
-    Does nothing where the manifest says that the same settings and photos were used already.
+    Does nothing where the manifest says that the same settings and photos were used already, and goes on where
+    an earlier run of the same settings was stopped.
 
     Args:
         cfg: the composed ``configs/prepare.yaml``.
@@ -55,12 +58,14 @@ def prepare(cfg: Mapping[str, Any]) -> int:
         The exit code: 0, or 1 where images were corrupt (they are listed).
 
     Raises:
-        UserError: bad settings, no image, no photo large enough, or a folder made with other settings.
+        UserError: bad settings, no image, no photo large enough, a folder made with other settings or being
+            written by another process, or a full disk.
     """
     settings = PrepareSettings.from_config(cfg)
-    name = EMBEDDED if settings.source == EMBEDDED else Path(settings.source).name
-    out = Path(cfg["out"]) if cfg.get("out") else Path(cfg["paths"]["data"]) / name
-    return _prepare(settings, out, overwrite=bool(cfg.get("overwrite", False)))
+    execution = Execution.from_config(cfg)
+    out = Path(cfg["out"]).expanduser() if cfg.get("out") else Path(cfg["paths"]["data"]) / settings.name
+    with disk_errors(out):
+        return _prepare(settings, out, execution)
 
 
 def ensure_embedded(data: str | Path) -> Path:
@@ -74,133 +79,130 @@ def ensure_embedded(data: str | Path) -> Path:
         cfg: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(config_dir() / "prepare.yaml"))  # type: ignore[assignment]
         preset = next(e["degradation"] for e in cfg["defaults"] if isinstance(e, dict) and "degradation" in e)
         settings = PrepareSettings.from_config({**cfg, "degradation": asdict(load_preset(preset))})
-        _prepare(settings, out, overwrite=True)
+        with disk_errors(out):
+            _prepare(settings, out, Execution(overwrite=True), wait=WAIT_FOR_EMBEDDED)
     return out
 
 
-def _prepare(settings: PrepareSettings, out: Path, *, overwrite: bool) -> int:
-    source = _Source(settings)
-    if settings.source != EMBEDDED and out.resolve().is_relative_to(settings.source):
+def _prepare(settings: PrepareSettings, out: Path, execution: Execution, *, wait: float = 0) -> int:
+    source = open_source(settings)
+    if source.holds(out):
         raise UserError(f"out={out} lies inside source={settings.source}: write the shards to another folder.")
-    wanted = json.loads(json.dumps({**asdict(settings), "files": source.fingerprint}))
-    manifest = read_manifest(out / "train")
-    if manifest is not None and not whole(out, manifest):
-        print(f"{out} has lost files or parts of them: making it again")
-    elif manifest is not None and manifest.get("format") == FORMAT and manifest.get("settings") == wanted:
-        print(f"{out} is up to date: {_summary(manifest)}")
-        return _report(manifest)
-    elif manifest is not None and not overwrite:
-        old = manifest.get("settings", {})
-        differing = [key for key in wanted if wanted[key] != old.get(key)] or ["format"]
-        raise UserError(
-            f"{out} was prepared with other settings ({', '.join(differing)}): "
-            "pass another out=<folder>, or overwrite=true to replace it."
-        )
-
-    patches = source.patches()
-    first = next(patches, None)
-    if first is None:
-        raise UserError(
-            f"none of the {source.seen} photos gave a patch of {settings.patch} px "
-            f"({len(source.skipped)} skipped, {len(source.held_out)} held out): "
-            "pass a smaller patch=, or other photos."
-        )
-    (out / "train" / MANIFEST).unlink(missing_ok=True)  # from here to the end the folder is not whole
-    shards = write_shards(out / "train", chain([first], patches), settings.samples_per_shard)
-    benchmark = _write_benchmark(out / "benchmark", source.held_out, settings)
-    _remove_others(out / "train", "train-*.tar", {shard.name for shard in shards})
-    facts = {
-        "format": FORMAT,
-        "dit4sr": _package_version(),
-        "licence": source.licence,
-        "settings": wanted,
-        "counts": {
-            "photos": len(source.used),
-            "patches": sum(shard.samples for shard in shards),
-            "held_out": len(source.held_out),
-            "benchmark": len(benchmark),
-            "skipped": len(source.skipped),
-        },
-        "sources": source.used,
-        "held_out": [photo.name for photo in source.held_out],
-        "skipped": [asdict(skipped) for skipped in source.skipped],
-    }
-    write_manifest(out / "train", shards, facts)
+    additions = Additions(settings, execution.device)
+    additions.check()
+    networks = additions.identities(execution.memo)
+    del additions  # each process loads its own
+    listing = Listing(source, settings)
+    wanted = {**settings.identity(), "files": listing.fingerprint, "networks": networks}
+    if (status := _finished(out, wanted, overwrite=execution.overwrite)) is not None:
+        return status
+    # Other networks are other work; other photos are not: a unit says itself which photos it is of.
+    work = _work_folder(out, settings, networks)
+    _refuse_unfinished(out, work, wanted, overwrite=execution.overwrite)
+    with hold(out, execution, wait=wait), _leave_nothing_in_vain(out, work, execution):
+        if (status := _finished(out, wanted, overwrite=execution.overwrite)) is not None:
+            remove_locks(out)
+            return status
+        (work / "parts" / str(execution.parts)).mkdir(parents=True, exist_ok=True)
+        facts = {
+            "format": FORMAT,
+            "dit4sr": _package_version(),
+            "licence": settings.licence or source.licence,
+            "settings": wanted,
+        }
+        with write_atomically(work / "settings.json") as temporary:
+            temporary.write_text(json.dumps(wanted), encoding="utf-8")
+        if read_plan(work, facts) is None:
+            if not execution.merge:
+                run_units(work, settings, source, listing, execution)
+            if not execution.whole:
+                return _report_part(work, listing, out, execution)
+            _refuse_missing(work, listing)
+        merge(work, out, settings, listing, facts)
+        for other in out.glob(".work-*"):  # of other settings: begun in vain, or to be overwritten
+            if execution.overwrite or not any((other / "units").glob("*.json")):
+                shutil.rmtree(other, ignore_errors=True)
+        remove_locks(out)
     manifest = read_manifest(out / "train")
     assert manifest is not None
     print(f"{out}: {_summary(manifest)}")
-    return _report(manifest)
+    return _report(manifest, out)
 
 
-class _Source:
-    """The photos of a source, gone through once, and what became of each."""
+@contextmanager
+def _leave_nothing_in_vain(out: Path, work: Path, execution: Execution) -> Iterator[None]:
+    """Where the work fails before the first unit is done, leave the folder as it was."""
+    try:
+        yield
+    except UserError:
+        if execution.whole and not any((work / "units").glob("*.json")):
+            shutil.rmtree(work, ignore_errors=True)
+            remove_locks(out)
+            with suppress(OSError):  # it holds something else
+                out.rmdir()
+        raise
 
-    def __init__(self, settings: PrepareSettings) -> None:
-        self.settings = settings
-        self.seen = 0
-        self.used: list[dict[str, Any]] = []
-        self.held_out: list[Photo] = []
-        self.skipped: list[Skipped] = []
-        self.embedded = settings.source == EMBEDDED
-        self.folder = Path(settings.source)
-        self.files = [] if self.embedded else photo_files(self.folder)
 
-    @property
-    def licence(self) -> str:
-        """Licence field of the manifest."""
-        return "see sources" if self.embedded else "unknown: the folder's own"
+def _work_folder(out: Path, settings: PrepareSettings, networks: Mapping[str, str]) -> Path:
+    identity = settings.fingerprint()[:8] + "".join(f"-{networks[name][:8]}" for name in sorted(networks))
+    return out / f".work-{identity}"
 
-    @property
-    def fingerprint(self) -> str:
-        """Hash of a folder's file names and sizes, so that a changed folder is noticed."""
-        names = [f"{path.relative_to(self.folder).as_posix()} {path.stat().st_size}" for path in self.files]
-        return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
-    def photos(self) -> Iterator[Photo]:
-        """Yield the readable photos; the others are listed in ``skipped``."""
-        if self.embedded:
-            photos = embedded_photos()
-            yield from tqdm(photos, "photos", unit="photo", leave=False)
-            return
-        for path in tqdm(self.files, "photos", unit="photo", leave=False):
-            try:
-                photo = read_photo(path, self.folder)
-            except UnreadableImage as error:
-                self.skipped.append(Skipped(path.relative_to(self.folder).as_posix(), str(error), corrupt=True))
-            else:
-                yield photo
+def _finished(out: Path, wanted: Mapping[str, Any], *, overwrite: bool) -> int | None:
+    """The exit code where the folder is up to date; None where there is something to do.
 
-    def patches(self) -> Iterator[ShardSample]:
-        """Yield the training patches of all photos that are not held out."""
-        s = self.settings
-        for photo in self.photos():
-            self.seen += 1
-            height, width = photo.image.shape[:2]
-            if photo.held_out or uniform(s.seed, 0, f"hold out {photo.scene}") < s.held_out:
-                self.held_out.append(photo)
-                continue
-            if not fitting_scales(photo, s.patch, s.scales):
-                reason = f"{height}x{width} is smaller than the patch of {s.patch} px"
-                self.skipped.append(Skipped(photo.name, reason, corrupt=False))
-                continue
-            yield from training_patches(
-                photo,
-                len(self.used),
-                patch=s.patch,
-                patches_per_photo=s.patches_per_photo,
-                scales=s.scales,
-                seed=s.seed,
-            )
-            self.used.append(
-                {
-                    "name": photo.name,
-                    "scene": photo.scene,
-                    "height": height,
-                    "width": width,
-                    "patches": patch_count(photo, s.patches_per_photo),
-                    "licence": photo.licence,
-                }
-            )
+    Raises:
+        UserError: it was made with other settings, and they are not to be replaced.
+    """
+    manifest = read_manifest(out / "train")
+    if manifest is None:
+        return None
+    if not whole(out, manifest):
+        print(f"{out} has lost files or parts of them: making it again")
+        return None
+    if manifest.get("format") == FORMAT and manifest.get("settings") == wanted:
+        print(f"{out} is up to date: {_summary(manifest)}")
+        return _report(manifest, out)
+    if not overwrite:
+        raise UserError(
+            f"{out} was prepared with other settings ({_differing(wanted, manifest.get('settings', {}))}): "
+            "pass another out=<folder>, or overwrite=true to replace it."
+        )
+    return None
+
+
+def _refuse_unfinished(out: Path, work: Path, wanted: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Refuse to begin anew beside work of other settings that somebody may want to go on with."""
+    for other in sorted(out.glob(".work-*")):
+        if overwrite or other == work or not any((other / "units").glob("*.json")):
+            continue
+        try:
+            theirs = json.loads((other / "settings.json").read_bytes())
+        except (OSError, ValueError):
+            theirs = {}
+        raise UserError(
+            f"{out} holds unfinished work of other settings ({_differing(wanted, theirs)}): "
+            "go on with those, pass another out=<folder>, or overwrite=true to discard it."
+        )
+
+
+def _differing(wanted: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    return ", ".join(key for key in wanted if wanted[key] != theirs.get(key)) or "format"
+
+
+def _refuse_missing(work: Path, listing: Listing) -> None:
+    """Refuse to put together what is not all there."""
+    missing = [unit.number for unit, record in records(work, listing) if record is None]
+    if not missing:
+        return
+    started = {int(path.name) for path in (work / "parts").iterdir()} - {1}
+    if len(started) == 1:
+        [parts] = started
+        names = ", ".join(f"part={part}/{parts}" for part in sorted({number % parts for number in missing}))
+        done = f"{names} must be run first"
+    else:
+        done = "run the parts first, part=0/n to part=n-1/n"
+    raise UserError(f"merge=true: {len(missing)} of {listing.units} units of work are missing or outdated: {done}.")
 
 
 def whole(out: Path, manifest: Mapping[str, Any]) -> bool:
@@ -212,36 +214,7 @@ def whole(out: Path, manifest: Mapping[str, Any]) -> bool:
     )
 
 
-def _write_benchmark(folder: Path, photos: list[Photo], settings: PrepareSettings) -> list[str]:
-    """Write test_HR, test_LR and prompts; return the names.
-
-    The ground truth is the pipeline's own: where the preset sharpens, the LR image is made from the sharpened
-    crop and that crop is what a restoration can be held against (so were the published DIV2K pairs made).
-    """
-    names: list[str] = []
-    for photo in photos:
-        for k, hq in enumerate(benchmark_crops(photo.image, settings.benchmark_crop)):
-            seed = sample_seed(settings.seed, len(names), "benchmark")
-            hq, lq = degrade(hq, settings.degradation, seed)
-            name = f"{photo.name.replace('/', '_')}_{k}"
-            write_png(folder / "test_HR" / f"{name}.png", hq)
-            write_png(folder / "test_LR" / f"{name}.png", lq)
-            with write_atomically(folder / "prompts" / f"{name}.txt") as temporary:
-                temporary.write_text(photo.caption + "\n", encoding="utf-8")
-            names.append(name)
-    for kind, suffix in (("test_HR", ".png"), ("test_LR", ".png"), ("prompts", ".txt")):
-        _remove_others(folder / kind, f"*{suffix}", {name + suffix for name in names})
-    return names
-
-
-def _remove_others(folder: Path, pattern: str, keep: set[str]) -> None:
-    """Remove what an earlier run with other settings left behind."""
-    for path in folder.glob(pattern):
-        if path.name not in keep and not path.name.startswith("."):
-            path.unlink()
-
-
-def _summary(manifest: dict[str, Any]) -> str:
+def _summary(manifest: Mapping[str, Any]) -> str:
     counts = manifest["counts"]
     return (
         f"{counts['patches']} patches of {counts['photos']} photos in {len(manifest['shards'])} shards, "
@@ -249,14 +222,44 @@ def _summary(manifest: dict[str, Any]) -> str:
     )
 
 
-def _report(manifest: dict[str, Any]) -> int:
+def _report(manifest: Mapping[str, Any], out: Path) -> int:
     """Print the skipped photos; return the exit code."""
-    for skipped in manifest["skipped"]:
-        print(f"skipped {skipped['name']}: {skipped['reason']}")
-    corrupt = sum(skipped["corrupt"] for skipped in manifest["skipped"])
-    if manifest["skipped"]:
-        print(f"{len(manifest['skipped'])} photos skipped, {corrupt} of them corrupt")
+    skipped, corrupt = manifest["counts"]["skipped"], manifest["corrupt"]
+    _print_skipped([(entry["name"], entry["reason"]) for entry in manifest["skipped"]], skipped, out / PHOTOS)
+    if skipped:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in manifest["reasons"].items())
+        print(f"{skipped} photos skipped, {corrupt} of them corrupt ({reasons})")
+    if manifest["flat_patches"]:
+        print(
+            f"{manifest['flat_patches']} flat patches left out (min_gradient={manifest['settings']['min_gradient']:g})"
+        )
     return 1 if corrupt else 0
+
+
+def _report_part(work: Path, listing: Listing, out: Path, execution: Execution) -> int:
+    """Print what a part has done; return the exit code."""
+    counts: Counter[str] = Counter()
+    corrupt: list[tuple[str, str]] = []
+    for unit, record in records(work, listing):
+        if unit.number % execution.parts == execution.part and record is not None:
+            counts["shards"] += len(record["shards"])
+            counts["photos"] += len(record["photos"])
+            bad = (photo for photo in record["photos"] if photo.get("reason") in CORRUPT)
+            for photo in bad:
+                counts["corrupt"] += 1
+                if len(corrupt) < LINES:
+                    corrupt.append((photo["name"], photo["detail"]))
+    part = f"part={execution.part}/{execution.parts}"
+    print(f"{out}: {part} is done: {counts['photos']} photos, {counts['shards']} shards; after all parts: merge=true")
+    _print_skipped(corrupt, counts["corrupt"], None)
+    return 1 if corrupt else 0
+
+
+def _print_skipped(entries: list[tuple[str, str]], count: int, listed: Path | None) -> None:
+    for name, reason in entries[:LINES]:
+        print(f"skipped {name}: {reason}")
+    if count > LINES:
+        print(f"… and {count - LINES} more" + (f", listed in {listed}" if listed else ""))
 
 
 def _package_version() -> str:

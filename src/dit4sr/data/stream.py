@@ -4,40 +4,40 @@ The stream is made of L lanes. Global sample i is the (i div L)-th of lane i mod
 sequence that follows from (seed, lane) and the shards alone. So ranks and workers, each taking whole lanes,
 change nothing.
 
-A lane takes its part of pass 0 over the data, then its part of pass 1, and so on. Each of the S shards is cut
-into m = L / gcd(S, L) stripes (sample j of a shard is in stripe j mod m), which gives S·m virtual shards, a
-multiple of L. Pass p orders them by a permutation from (seed, p), and lane l takes those at l, l + L, l + 2L,
-… through a shuffle buffer that is emptied before the lane's next pass begins. Hence the lanes' parts of one
-pass are disjoint, and together they are every sample exactly once. (Where the parts differ in size, the lanes
-do not begin their passes at the same time.)
+Order "shuffled": a lane takes its part of pass 0 over the data, then its part of pass 1, and so on. Each of
+the S shards is cut into m = L / gcd(S, L) stripes (sample j of a shard is in stripe j mod m), which gives S·m
+virtual shards, a multiple of L. Pass p orders them by a permutation from (seed, p), and lane l takes those at
+l, l + L, l + 2L, … through a shuffle buffer that is emptied before the lane's next pass begins. Hence the
+lanes' parts of one pass are disjoint, and together they are every sample exactly once. (Where the parts
+differ in size, the lanes do not begin their passes at the same time.)
+
+Order "resampled": the same, but each lane draws its virtual shards with replacement.
+Order "sequential": sample i is the i-th of the data as listed, pass after pass, without a shuffle.
+
+With several sources each position of a lane draws its source by weight, and takes the next sample of that
+source's own lane.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 
-from dit4sr.data.images import Image8, UnreadableImage, decode_image
-from dit4sr.data.shards import IndexedSample, Member, index_shard
+from dit4sr.data.mixture import source_numbers
+from dit4sr.data.reader import RawSample, Reference, Source
+from dit4sr.data.tally import Tally, UnusableSample
 from dit4sr.errors import UserError
-from dit4sr.randomness import numpy_generator
+from dit4sr.randomness import numpy_generator, sample_seed
 
 T = TypeVar("T")
 
-INDEXES_KEPT = 256  # shards whose index a reader remembers
-CACHE_BYTES = 64 << 20  # of decoded images a reader remembers: small data sets are decoded once
-MAX_SAMPLE_PIXELS = 2**26
-
-Reference = tuple[int, int]
-"""(number of the shard, number of the sample in it)."""
+ORDERS = ("shuffled", "resampled", "sequential")
 
 
 def stripe_count(shards: int, lanes: int) -> int:
@@ -45,13 +45,20 @@ def stripe_count(shards: int, lanes: int) -> int:
     return lanes // math.gcd(shards, lanes)
 
 
-def lane_part(shards: int, *, lanes: int, lane: int, seed: int, pass_number: int) -> list[tuple[int, int]]:
+def lane_part(
+    shards: int, *, lanes: int, lane: int, seed: int, pass_number: int, resampled: bool = False
+) -> list[tuple[int, int]]:
     """Return the virtual shards of one lane in one pass, in order, as (number of the shard, stripe)."""
     stripes = stripe_count(shards, lanes)
+    virtual = shards * stripes
     # Raw bits and a stable sort: NumPy promises stable bit streams, not stable distributions.
-    raw = numpy_generator(seed, pass_number, "shard order").bit_generator.random_raw(shards * stripes)
-    order = np.argsort(raw, kind="stable")
-    return [divmod(int(virtual), stripes) for virtual in order[lane::lanes]]
+    if resampled:
+        raw = numpy_generator(seed, pass_number, f"resampled shards of lane {lane}").bit_generator.random_raw
+        return [divmod((int(bits) * virtual) >> 64, stripes) for bits in raw(virtual // lanes)]
+    order = np.argsort(
+        numpy_generator(seed, pass_number, "shard order").bit_generator.random_raw(virtual), kind="stable"
+    )
+    return [divmod(int(number), stripes) for number in order[lane::lanes]]
 
 
 def lane_references(
@@ -63,6 +70,8 @@ def lane_references(
     seed: int,
     shuffle_buffer: int,
     start: int = 0,
+    order: str = "shuffled",
+    soon: Callable[[int], None] = lambda shard: None,
 ) -> Iterator[Reference]:
     """Yield the samples of one lane, without end, from its position ``start``.
 
@@ -74,18 +83,68 @@ def lane_references(
         seed: the run's seed.
         shuffle_buffer: samples among which the next one is drawn; 1 keeps the order of the stripes.
         start: samples of this lane to leave out; whole passes are left out by counting.
+        order: one of `ORDERS`.
+        soon: told of shards that will be reached soon.
+
+    Raises:
+        UserError: there is no sample in any shard.
     """
+    if order == "sequential":
+        yield from _sequential(shards, count, lanes=lanes, lane=lane, start=start, soon=soon)
     stripes = stripe_count(shards, lanes)
     for number in itertools.count():
-        mine = lane_part(shards, lanes=lanes, lane=lane, seed=seed, pass_number=number)
-        size = sum(len(range(stripe, count(shard), stripes)) for shard, stripe in mine)
-        if start >= size:
+        mine = lane_part(shards, lanes=lanes, lane=lane, seed=seed, pass_number=number, resampled=order == "resampled")
+        if start and start >= (size := sum(len(range(stripe, count(shard), stripes)) for shard, stripe in mine)):
             start -= size
+            _check_any(shards, count, size)
             continue
-        part = ((shard, j) for shard, stripe in mine for j in range(stripe, count(shard), stripes))
+        part = _with_notice(mine, count, stripes, soon, quiet=start - shuffle_buffer)
         generator = numpy_generator(seed, number, f"shuffle buffer of lane {lane}")
-        yield from itertools.islice(_shuffled(part, shuffle_buffer, generator), start, None)
+        empty = True
+        for reference in itertools.islice(_shuffled(part, shuffle_buffer, generator), start, None):
+            empty = False
+            yield reference
         start = 0
+        _check_any(shards, count, 0 if empty else 1)
+
+
+def _with_notice(
+    mine: list[tuple[int, int]], count: Callable[[int], int], stripes: int, soon: Callable[[int], None], *, quiet: int
+) -> Iterator[Reference]:
+    """Yield the samples of virtual shards; each shard and the next are told of, but not in the first ``quiet``."""
+    passed = 0
+    for (shard, stripe), following in itertools.zip_longest(mine, mine[1:]):
+        if passed >= quiet:
+            soon(shard)
+            if following is not None:
+                soon(following[0])
+        numbers = range(stripe, count(shard), stripes)
+        yield from ((shard, j) for j in numbers)
+        passed += len(numbers)
+
+
+def _sequential(
+    shards: int, count: Callable[[int], int], *, lanes: int, lane: int, start: int, soon: Callable[[int], None]
+) -> Iterator[Reference]:
+    position = 0  # of a shard's first sample, over all passes
+    while True:
+        before = position
+        for shard in range(shards):
+            if not start:
+                soon(shard)
+                soon((shard + 1) % shards)
+            size = count(shard)
+            mine = range((lane - position) % lanes, size, lanes)
+            yield from ((shard, j) for j in mine[start:])
+            start = max(0, start - len(mine))
+            position += size
+        _check_any(shards, count, position - before)
+
+
+def _check_any(shards: int, count: Callable[[int], int], size: int) -> None:
+    """Refuse shards without any sample, over which a lane would go on for ever."""
+    if size == 0 and not any(count(shard) for shard in range(shards)):
+        raise UserError("no sample in any shard of the training data: see the shards that were skipped.")
 
 
 def _shuffled(items: Iterable[T], size: int, generator: np.random.Generator) -> Iterator[T]:
@@ -108,83 +167,8 @@ def _shuffled(items: Iterable[T], size: int, generator: np.random.Generator) -> 
         yield buffer.pop()
 
 
-class UnusableSample(Exception):  # noqa: N818
-    """A sample that cannot be trained on; ``reason`` is short, for counting, and the message says where."""
-
-    def __init__(self, reason: str, where: str) -> None:
-        super().__init__(f"{where}: {reason}")
-        self.reason = reason
-
-
-@dataclass(frozen=True, eq=False)
-class RawSample:
-    """A decoded sample: ``image`` is (H, W, 3) uint8 RGB, read-only; ``where`` is shard and key."""
-
-    where: str
-    image: Image8 = field(repr=False)
-    caption: str
-
-
-class ShardReader:
-    """Reads and decodes samples of local shards by reference; remembers a bounded part of what it read."""
-
-    def __init__(self, shards: Sequence[Path]) -> None:
-        self.shards = tuple(shards)
-        self.index: Callable[[int], tuple[IndexedSample, ...]] = lru_cache(INDEXES_KEPT)(self._index)
-        self._decoded: OrderedDict[Reference, RawSample] = OrderedDict()
-        self._decoded_bytes = 0
-
-    def _index(self, shard: int) -> tuple[IndexedSample, ...]:
-        return index_shard(self.shards[shard])
-
-    def count(self, shard: int) -> int:
-        """Samples in a shard."""
-        return len(self.index(shard))
-
-    def read(self, reference: Reference) -> RawSample:
-        """Read one sample.
-
-        Raises:
-            UnusableSample: it has no image, or the image or the caption cannot be decoded.
-        """
-        if (known := self._decoded.get(reference)) is not None:
-            self._decoded.move_to_end(reference)
-            return known
-        sample = self._read(reference)
-        self._decoded[reference] = sample
-        self._decoded_bytes += sample.image.nbytes
-        while self._decoded_bytes > CACHE_BYTES:
-            _, oldest = self._decoded.popitem(last=False)
-            self._decoded_bytes -= oldest.image.nbytes
-        return sample
-
-    def _read(self, reference: Reference) -> RawSample:
-        shard, number = reference
-        path, entry = self.shards[shard], self.index(shard)[number]
-        where = f"{path}, sample {entry.key}"
-        if entry.image is None:
-            raise UnusableSample("no image", where)
-        with open(path, "rb") as file:
-            image_bytes = _member_bytes(file, entry.image)
-            caption_bytes = _member_bytes(file, entry.caption) if entry.caption else b""
-        try:
-            image = decode_image(image_bytes, MAX_SAMPLE_PIXELS)
-            caption = caption_bytes.decode("utf-8").strip()
-        except UnreadableImage as error:
-            raise UnusableSample("corrupt image", where) from error
-        except UnicodeDecodeError as error:
-            raise UnusableSample("caption is not UTF-8", where) from error
-        image.flags.writeable = False
-        return RawSample(where, image, caption)
-
-
-def _member_bytes(file, member: Member) -> bytes:  # type: ignore[no-untyped-def]
-    file.seek(member.offset)
-    return file.read(member.size)
-
-
 class Lane:
-    """A lane with a look ahead, for positions whose own sample is unusable."""
+    """A lane of one source, with a look ahead for positions whose own sample is unusable."""
 
     def __init__(self, references: Iterator[Reference]) -> None:
         self._references = references
@@ -202,80 +186,76 @@ class Lane:
         self._ahead.popleft()
 
 
+@dataclass(frozen=True, eq=False)
+class Feed:
+    """A source of the stream, its weight among the sources, and the count of what is unusable in it."""
+
+    source: Source
+    tally: Tally
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Numbered(Generic[T]):
+    """A sample of the stream: its source's number, and how many unusable ones it stands in for (0 as a rule)."""
+
+    sample: T
+    source: int
+    skipped: int
+
+
 def numbered_samples(
-    reader: ShardReader,
+    feeds: Sequence[Feed],
     numbers: Iterable[int],
     make: Callable[[RawSample, int], T],
     *,
     lanes: int,
     seed: int,
     shuffle_buffer: int,
-    tally: Tally,
-) -> Iterator[T]:
+    order: str = "shuffled",
+) -> Iterator[Numbered[T]]:
     """Yield ``make(raw sample i, i)`` for increasing numbers i, which visit each of their lanes without gaps.
 
-    Where the sample at a position is unusable, the next usable one of its lane stands in (and comes again at
-    its own position), so that every other number keeps its sample, also when the stream starts later.
+    Where the sample at a position is unusable, the next usable one of its source's lane stands in (and comes
+    again at its own position), so that every other number keeps its sample, also when the stream starts later.
 
     Raises:
-        UserError: too many samples are unusable.
+        UserError: too many samples or shards are unusable, or a shard is refused.
     """
-    opened: dict[int, Lane] = {}
-    for i in numbers:
-        lane = opened.get(i % lanes)
-        if lane is None:
-            references = lane_references(
-                len(reader.shards),
-                reader.count,
+    opened: dict[int, tuple[Iterator[int], list[Lane]]] = {}
+    weights = [feed.weight for feed in feeds]
+
+    def lane_of(feed: Feed, k: int, lane: int, start: int) -> Lane:
+        return Lane(
+            lane_references(
+                feed.source.shards,
+                feed.source.count,
                 lanes=lanes,
-                lane=i % lanes,
-                seed=seed,
+                lane=lane,
+                seed=sample_seed(seed, k, "source") if k else seed,
                 shuffle_buffer=shuffle_buffer,
-                start=i // lanes,
+                start=start,
+                order=order,
+                soon=feed.source.soon,
             )
-            lane = opened[i % lanes] = Lane(references)
-        for ahead, reference in enumerate(lane.candidates()):
+        )
+
+    for i in numbers:
+        lane = i % lanes
+        if lane not in opened:
+            passed, sources = source_numbers(weights, lane=lane, seed=seed, start=i // lanes)
+            opened[lane] = sources, [lane_of(feed, k, lane, passed[k]) for k, feed in enumerate(feeds)]
+        sources, parts = opened[lane]
+        k = next(sources)
+        skipped = 0
+        for reference in parts[k].candidates():
             try:
-                sample = make(reader.read(reference), i)
+                sample = make(feeds[k].source.read(reference), i)
             except UnusableSample as error:
-                tally.bad(error, own=ahead == 0)
+                feeds[k].tally.bad(error, own=skipped == 0)
+                skipped += 1
             else:
                 break
-        tally.good()
-        lane.advance()
-        yield sample
-
-
-class Tally:
-    """Counts unusable samples, reports the 1st, 2nd, 4th, 8th … of each kind, and gives up at too many."""
-
-    def __init__(self, max_bad_share: float, report: Callable[[str], None]) -> None:
-        self.seen = 0
-        self.reasons: dict[str, int] = {}
-        self._in_a_row = 0
-        self._max_bad_share = max_bad_share
-        self._report = report
-
-    def good(self) -> None:
-        """Count one position of the stream that was filled."""
-        self.seen += 1
-        self._in_a_row = 0
-
-    def bad(self, error: UnusableSample, *, own: bool) -> None:
-        """Count one unusable sample; ``own`` is False where it was only tried as a stand-in.
-
-        Raises:
-            UserError: a share above the limit of at least 100 samples, or 100 in a row, was unusable.
-        """
-        self._in_a_row += 1
-        if own:
-            count = self.reasons[error.reason] = self.reasons.get(error.reason, 0) + 1
-            if count & (count - 1) == 0:  # 1, 2, 4, 8, …
-                self._report(f"unusable sample skipped ({count} so far): {error}")
-        bad = sum(self.reasons.values())
-        if self._in_a_row >= 100 or (self.seen >= 100 and bad > self._max_bad_share * (self.seen + 1)):
-            counts = ", ".join(f"{reason}: {count}" for reason, count in self.reasons.items())
-            raise UserError(
-                f"too many unusable training samples ({counts} of {self.seen + 1}; the last is {error}): "
-                "prepare the shards again, or raise data.max_bad_share."
-            )
+        feeds[k].tally.good()
+        parts[k].advance()
+        yield Numbered(sample, k, skipped)

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from dit4sr.data.degradations.filtering import filter_image
 from dit4sr.data.degradations.kernels import Kernel, make_kernel
 from dit4sr.data.degradations.parameters import (
     DegradationParameters,
@@ -20,6 +21,8 @@ from dit4sr.data.degradations.parameters import (
     draw_parameters,
     worker_noise,
 )
+from dit4sr.data.degradations.pipeline import StageParameters, stages
+from dit4sr.data.degradations.poisson import poisson_noise
 from dit4sr.data.degradations.presets import DegradationPreset
 from dit4sr.errors import UserError
 
@@ -29,6 +32,7 @@ Image8 = NDArray[np.uint8]
 USM_SIZE = 51  # taps of the Gaussian of "radius 50"
 USM_WEIGHT = 0.5
 USM_THRESHOLD = 10 / 255
+_ALL_255 = (255.0, 255.0, 255.0, 255.0)
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
@@ -65,28 +69,27 @@ def apply_parameters(hq: Image8, p: DegradationParameters, rng: np.random.Genera
     else:
         target = hq.copy()
 
-    image = blur(image, p.blur1)
-    image = resize(image, p.resize1)
-    image = add_noise(image, p.noise1, rng)
-    image = jpeg(image, p.jpeg1)
+    for stage in stages(p):
+        image = apply_stage(image, stage.parameters, rng)
+    return target, to_uint8(image)
 
-    if p.blur2 is not None:
-        image = blur(image, p.blur2)
-    image = resize(image, p.resize2)
-    image = add_noise(image, p.noise2, rng)
 
-    if not p.jpeg_last:
-        image = jpeg(image, p.jpeg2)
-    image = resize(image, p.resize3)
-    if p.sinc is not None:
-        image = blur(image, p.sinc)
-    lq = jpeg_uint8(to_uint8(image), p.jpeg2) if p.jpeg_last else to_uint8(image)
-    return target, lq
+def apply_stage(image: Image, parameters: StageParameters, rng: np.random.Generator) -> Image:
+    """Do one stage to an image in [0, 1]: filter, resize, noise or JPEG, as the type of the parameters says."""
+    if isinstance(parameters, KernelParameters):
+        return blur(image, parameters)
+    if isinstance(parameters, ResizeParameters):
+        return resize(image, parameters)
+    if isinstance(parameters, NoiseParameters):
+        return add_noise(image, parameters, rng)
+    return jpeg(image, parameters)
 
 
 def to_uint8(image: Image) -> Image8:
     """Clip to [0, 1] and round to 8 bits."""
-    return np.rint(np.clip(image, 0, 1) * np.float32(255)).astype(np.uint8)
+    # OpenCV rounds half to even and saturates, as NumPy's rint and clip would in three passes.
+    levels = cv2.multiply(image, _ALL_255, dtype=cv2.CV_8U)  # type: ignore[call-overload]
+    return np.asarray(levels, np.uint8).reshape(image.shape)
 
 
 def sharpen(image: Image) -> Image:
@@ -97,7 +100,7 @@ def sharpen(image: Image) -> Image:
     """
     taps = np.asarray(cv2.getGaussianKernel(USM_SIZE, 0, cv2.CV_32F), np.float32)
     residual = image - _separable(image, taps)
-    mask = _separable((np.abs(residual) > USM_THRESHOLD).astype(np.float32), taps)
+    mask = _separable((np.abs(residual) > USM_THRESHOLD).view(np.uint8), taps)
     residual *= USM_WEIGHT
     sharp = np.clip(image + residual, np.float32(0), np.float32(1))
     sharp -= image
@@ -106,7 +109,7 @@ def sharpen(image: Image) -> Image:
     return sharp
 
 
-def _separable(image: Image, taps: Kernel) -> Image:
+def _separable(image: Image | Image8, taps: Kernel) -> Image:
     filtered = cv2.sepFilter2D(image, cv2.CV_32F, taps, taps, borderType=cv2.BORDER_REFLECT_101)
     return np.asarray(filtered, np.float32)
 
@@ -116,8 +119,7 @@ def blur(image: Image, parameters: KernelParameters) -> Image:
 
     Where the image is smaller than the kernel's radius the reflection goes on to and fro.
     """
-    filtered = cv2.filter2D(image, cv2.CV_32F, make_kernel(parameters), borderType=cv2.BORDER_REFLECT_101)
-    return np.asarray(filtered, np.float32)
+    return filter_image(image, make_kernel(parameters))
 
 
 def resize(image: Image, parameters: ResizeParameters) -> Image:
@@ -139,10 +141,12 @@ def _resize_area(image: Image, height: int, width: int) -> Image:
     top, bottom = area_bins(image.shape[0], height)
     left, right = area_bins(image.shape[1], width)
     sums = cv2.integral(image, sdepth=cv2.CV_64F)  # sums[y, x] is the sum over rows < y and columns < x
-    sums = sums[bottom] - sums[top]
-    sums = sums[:, right] - sums[:, left]
-    count = (bottom - top)[:, None] * (right - left)[None, :]
-    return (sums / count[..., None]).astype(np.float32)
+    bands = (sums[bottom] - sums[top]).reshape(height, -1)
+    channel = np.arange(3)
+    sums = bands.take((3 * right[:, None] + channel).ravel(), axis=1)
+    sums -= bands.take((3 * left[:, None] + channel).ravel(), axis=1)
+    sums /= np.outer(bottom - top, (right - left).repeat(3))
+    return sums.reshape(height, width, 3).astype(np.float32)
 
 
 def area_bins(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -164,7 +168,8 @@ def add_noise(image: Image, parameters: NoiseParameters, rng: np.random.Generato
         noise *= np.float32(parameters.strength)
     else:
         source = image @ np.array(LUMA, np.float32)[:, None] if parameters.gray else image
-        noise = poisson_noise(to_uint8(source), rng)
+        levels = to_uint8(source)
+        noise = poisson_noise(levels, poisson_levels(levels), rng)
         noise *= np.float32(parameters.strength)
     noisy = image + noise
     return np.clip(noisy, 0, 1, out=noisy)
@@ -174,14 +179,6 @@ def poisson_levels(levels: Image8) -> int:
     """Return 2^ceil(log2(number of distinct values)), 1 to 256."""
     distinct = int(np.count_nonzero(np.bincount(levels.ravel(), minlength=256)))
     return 1 << (distinct - 1).bit_length()
-
-
-def poisson_noise(levels: Image8, rng: np.random.Generator) -> Image:
-    """Return Poisson(image * v) / v - image of an 8-bit image, in units of [0, 1]."""
-    v = poisson_levels(levels)
-    image = levels.astype(np.float32) * np.float32(1 / 255)
-    counts = rng.poisson(image * np.float32(v)).astype(np.float32)
-    return counts / np.float32(v) - image
 
 
 def jpeg(image: Image, quality: int) -> Image:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
+
+from dit4sr.training.checkpoint_files import BEST, LAST, remove_partial, step_file
 
 
 def due(step: int, every: int, steps: int) -> bool:
@@ -58,13 +59,18 @@ class StepProgress(Callback):
 
 
 class Checkpoints(Callback):
-    """``checkpoints/last.ckpt`` every n steps and at the end; ``best.ckpt`` by the held-out loss.
+    """``checkpoints/step-<n>.ckpt`` every n steps and at the end, the newest also as ``last.ckpt``; ``best.ckpt`` by
+    the held-out loss.
 
-    Written to a temporary name and renamed, so what has been written is never lost.
+    Args:
+        folder: the run's ``checkpoints``.
+        every: steps between two of them; 0 saves none.
+        steps: of the run.
+        keep: how many step files are kept, so that a damaged one has a predecessor.
     """
 
-    def __init__(self, folder: Path, every: int, steps: int) -> None:
-        self.folder, self.every, self.steps = folder, every, steps
+    def __init__(self, folder: Path, every: int, steps: int, keep: int = 2) -> None:
+        self.folder, self.every, self.steps, self.keep = folder, every, steps, keep
         self.best: float | None = None
         self.saved_at = -1
 
@@ -74,21 +80,27 @@ class Checkpoints(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best"]
 
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.saved_at = trainer.global_step
+        if trainer.is_global_zero:
+            remove_partial(self.folder)
+
     def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any) -> None:
-        if self.saved_at != trainer.global_step and due(trainer.global_step, self.every, self.steps):
+        if due(trainer.global_step, self.every, self.steps):
+            self.save(trainer)
+
+    def save(self, trainer: lightning.Trainer) -> None:
+        """Save this step, unless it is saved already or the run saves nothing."""
+        if self.every and self.saved_at != trainer.global_step:
             self.saved_at = trainer.global_step
-            save(trainer, self.folder / "last.ckpt")
+            trainer.save_checkpoint(
+                step_file(self.folder, trainer.global_step),
+                weights_only=False,
+                storage_options={"alias": self.folder / LAST, "keep": self.keep},
+            )
 
     def validated(self, trainer: lightning.Trainer, loss: float) -> None:
         """Told the held-out loss after each validation."""
         if math.isfinite(loss) and (self.best is None or loss < self.best):
             self.best = loss
-            save(trainer, self.folder / "best.ckpt")
-
-
-def save(trainer: lightning.Trainer, path: Path) -> None:
-    """Save a checkpoint under ``path``, visible there only when it is complete."""
-    temporary = path.with_name(f".{path.name}.partial")
-    trainer.save_checkpoint(temporary, weights_only=False)
-    if trainer.is_global_zero:
-        os.replace(temporary, path)
+            trainer.save_checkpoint(self.folder / BEST, weights_only=False, storage_options={})

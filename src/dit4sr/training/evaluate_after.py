@@ -31,7 +31,9 @@ def evaluate_checkpoint(config: DictConfig, checkpoint: Path, out: Path) -> int:
     else:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             evaluation = compose("evaluate", overrides)
+    describes = evaluation.prompt.describes  # of the images that are restored, not of those trained on
     for group in ("model", "backbone", "sampler", "benchmark", "metrics", "prompt", "degradation", "paths"):
         evaluation[group] = config[group]
+    evaluation.prompt.describes = describes
     evaluation.ckpt, evaluation.out = str(checkpoint), str(out)
     return run(evaluation, set())

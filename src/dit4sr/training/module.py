@@ -20,6 +20,7 @@ from dit4sr.randomness import normal
 from dit4sr.sampling import TRAIN_TIMESTEPS
 from dit4sr.training.ema import ExponentialMovingAverage
 from dit4sr.training.optimizers import build_optimizer
+from dit4sr.training.precomputed import embed_prompts, precompute_prompts, stored_latents
 
 LOSSES = ("latent", "velocity")
 
@@ -108,6 +109,10 @@ class DiT4SRModule(lightning.LightningModule):
         """The frozen autoencoder."""
         return self._frozen["autoencoder"]
 
+    def prepare_data(self) -> None:
+        """Embed the run's prompts before it begins, where embeddings are kept on disk; on one rank of a machine."""
+        precompute_prompts(self)
+
     def on_fit_start(self) -> None:
         self.ema.to(self.device)
         for frozen in (self.autoencoder, self.text_encoder):
@@ -125,17 +130,20 @@ class DiT4SRModule(lightning.LightningModule):
     def loss(self, batch: Mapping[str, Any]) -> Tensor:
         """The training loss of a batch (see :mod:`dit4sr.data.datamodule`), a scalar."""
         indices = batch["index"].tolist()
-        _, _, H, W = batch["hq"].shape
         scale, channels = self.autoencoder.scale, self.autoencoder.channels
+        stored = stored_latents(batch, channels)
+        H, W = batch["hq"].shape[-2:] if stored is None else (side * scale for side in stored[0].shape[-2:])
         latent_shape = (channels, H // scale, W // scale)
         posterior = None
-        if getattr(self.autoencoder, "has_posterior", False):
+        if stored is None and getattr(self.autoencoder, "has_posterior", False):
             posterior = normal(self.seed, indices, "posterior", (2, *latent_shape)).transpose(0, 1).to(self.device)
         # Latents in float32: rounding them to bfloat16 would be an error of the data, not of the network.
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            pair = encode_pair(self.autoencoder, batch["hq"], batch["lq"], posterior)
+            pair = stored or encode_pair(self.autoencoder, batch["hq"], batch["lq"], posterior)
             z, lr_latent = (latent.float() for latent in pair)
-            text = self.text_encoder.encode(self.prompts(batch["prompt"])).to(self.device, torch.float32)
+            embedded = batch.get("embedding") if self.fixed_prompt is None else None
+            text = embed_prompts(self.text_encoder, self.prompts(batch), embedded)
+            text = text.to(self.device, torch.float32)
         eps = normal(self.seed, indices, "noise", latent_shape).to(self.device)
         sigma = self.draw_sigma(indices).to(self.device)
         velocity = self.network(
@@ -150,11 +158,11 @@ class DiT4SRModule(lightning.LightningModule):
             return flow.latent_loss(velocity, z, eps, sigma)
         return flow.velocity_loss(velocity, z, eps)
 
-    def prompts(self, captions: list[str]) -> list[str]:
-        """The prompts to train on; an empty caption is a dropped one, the null prompt."""
+    def prompts(self, batch: Mapping[str, Any]) -> list[str]:
+        """The B prompts to train on: the captions, or the fixed prompt where it is not dropped."""
         if self.fixed_prompt is None:
-            return captions
-        return [self.fixed_prompt if caption else "" for caption in captions]
+            return batch["prompt"]
+        return ["" if dropped else self.fixed_prompt for dropped in batch["dropped"].tolist()]
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         loss = self.loss(batch)

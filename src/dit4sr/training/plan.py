@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dit4sr.models.base import resolve_backbone
 from dit4sr.models.build import build_on_meta, count_parameters
 
 GIB = 2**30
@@ -35,12 +36,17 @@ class MemoryPlan:
         return self.frozen + self.trainable + self.gradients + self.optimiser + self.ema
 
 
-def plan_memory(network: Any) -> MemoryPlan:
-    """Memory of a network as it is trained here: every weight in float32."""
+def plan_memory(network: Any, frozen_bytes: int = 4) -> MemoryPlan:
+    """Memory of a network as it is trained here: what trains in float32.
+
+    Args:
+        network: on any device.
+        frozen_bytes: of a frozen weight: 2 for a base kept in half precision.
+    """
     trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in network.parameters() if not p.requires_grad)
     buffers = sum(b.numel() for b in network.buffers())
-    return MemoryPlan(4 * (frozen + buffers), 4 * trainable, 4 * trainable, 8 * trainable, 4 * trainable)
+    return MemoryPlan(frozen_bytes * (frozen + buffers), 4 * trainable, 4 * trainable, 8 * trainable, 4 * trainable)
 
 
 def print_plan(config: Mapping[str, Any]) -> None:
@@ -49,9 +55,11 @@ def print_plan(config: Mapping[str, Any]) -> None:
     Args:
         config: configs/train.yaml, composed and resolved.
     """
-    network = build_on_meta(config["model"], config["backbone"])
-    count, memory = count_parameters(network), plan_memory(network)
-    training, backbone = config["training"], config["backbone"]
+    # The fields are the base's own where it is on this machine; nothing is downloaded for a plan.
+    training, backbone = config["training"], resolve_backbone(config["backbone"], download=False)
+    network = build_on_meta(config["model"], backbone)
+    half = backbone["pretrained"] and "16" in str(config["trainer"]["precision"])
+    count, memory = count_parameters(network), plan_memory(network, 2 if half else 4)
     samples = config["trainer"]["max_steps"] * config["data"]["batch_size"]
     latent = f"{backbone['crop']}×{backbone['crop']} px crops"
     rows = [

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
-from glob import glob
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from dit4sr.errors import UserError
+from dit4sr.errors import REQUEUE, Preempted, UserError
+from dit4sr.training.checkpoint_files import newest_valid
+from dit4sr.training.run_lock import locked
 
 if TYPE_CHECKING:
     import lightning
+    import torch
 
 
 def run(config: DictConfig, explicit: set[str]) -> int:
@@ -36,7 +41,10 @@ def run(config: DictConfig, explicit: set[str]) -> int:
         print_plan(plain)
         return 0
     out = run_folder(config)
-    checkpoint = train(config, out)
+    try:
+        checkpoint = train(config, out)
+    except Preempted:
+        return REQUEUE
     if config.evaluate and checkpoint is not None:
         from dit4sr.training.evaluate_after import evaluate_checkpoint
 
@@ -44,11 +52,19 @@ def run(config: DictConfig, explicit: set[str]) -> int:
     return 0
 
 
-def run_folder(config: DictConfig) -> Path:
-    """The run's folder: Hydra's, which under a multirun is a job's own."""
-    from hydra.core.hydra_config import HydraConfig
+def one_run(out: Path) -> AbstractContextManager[None]:
+    """The lock on the run's folder, held by the first rank alone."""
+    first = all(int(os.environ.get(name, 0)) == 0 for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return locked(out) if first else nullcontext()
 
-    return Path(HydraConfig.get().runtime.output_dir if HydraConfig.initialized() else config.out)
+
+def run_folder(config: DictConfig) -> Path:
+    """The run's folder: ``out``; under a multirun a job's own folder in it."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    return Path(HydraConfig.get().runtime.output_dir if sweep else config.out)
 
 
 def train(config: DictConfig, out: Path) -> Path | None:
@@ -56,10 +72,17 @@ def train(config: DictConfig, out: Path) -> Path | None:
 
     Returns:
         The last checkpoint; None for a run that saves nothing (fast_dev_run).
-    """
-    resume = resume_from(config.resume, out)
-    check_inputs(config)
 
+    Raises:
+        Preempted: a signal asked the run to stop; it is saved.
+    """
+    check_inputs(config)
+    with one_run(out):
+        return fit(config, out, resume_from(config.resume, out))
+
+
+def fit(config: DictConfig, out: Path, resume: Path | None) -> Path | None:
+    """Train from ``resume`` on; see :func:`train`."""
     # Late: these take seconds to import, and a wrong path is known already.
     import lightning
     from lightning.pytorch.utilities import rank_zero_only
@@ -69,23 +92,30 @@ def train(config: DictConfig, out: Path) -> Path | None:
     from dit4sr.data.datamodule import SRDataModule
     from dit4sr.data.degradations import DegradationPreset
     from dit4sr.data.prepare import ensure_embedded
+    from dit4sr.models.base import base_identity, check_crop, check_same_base, resolve_backbone
     from dit4sr.models.build import build_network
     from dit4sr.models.checkpoint import IDENTITY, check_same_model, read_checkpoint
-    from dit4sr.prompts import build_text_encoder
+    from dit4sr.prompts import PromptSettings, build_text_encoder
     from dit4sr.provenance import write_run_config
     from dit4sr.training.module import DiT4SRModule
 
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    # From here on the architecture is that of the base's own files, not of the config.
+    plain["backbone"] = resolve_backbone(plain["backbone"])
+    config = OmegaConf.merge(config, {"backbone": plain["backbone"]})  # type: ignore[assignment]
+    base = base_identity(plain["backbone"])
     saved = None
     if resume is not None:
         saved = read_checkpoint(resume)
         check_same_model(resume, saved["dit4sr"], plain)
+        check_same_base(resume, saved["dit4sr"].get("base"), base)
         if saved["global_step"] >= config.trainer.max_steps:
             print(f"{resume} has {saved['global_step']} steps already: nothing left to train")
             return resume
 
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     preset = DegradationPreset.from_config(plain["degradation"])
+    prompt = PromptSettings.from_config(plain.get("prompt"))
     if getattr(rank_zero_only, "rank", 0) == 0:  # the others find it when Lightning has let the first one through
         ensure_embedded(config.paths.data)
 
@@ -97,17 +127,18 @@ def train(config: DictConfig, out: Path) -> Path | None:
             f"data.batch_size={batch} cannot be split over {trainer.world_size} devices × "
             f"{config.trainer.accumulate_grad_batches} accumulation steps: choose a multiple of {micro_batches}"
         )
-    backbone = plain["backbone"]
+    backbone, local = plain["backbone"], bool(plain["backbone"].get("local_files_only"))
     module = DiT4SRModule(
-        build_network(plain["model"], backbone, config.seed),
-        build_autoencoder(backbone["autoencoder"], backbone["pretrained"]),
-        build_text_encoder(backbone["text_encoder"], backbone["pretrained"]),
+        build_network(plain["model"], backbone, config.seed, dtype=base_dtype(backbone, config.trainer.precision)),
+        build_autoencoder(backbone["autoencoder"], backbone["pretrained"], local_files_only=local),
+        build_text_encoder(backbone["text_encoder"], backbone["pretrained"], prompt, local_files_only=local),
         plain["training"],
         steps=config.trainer.max_steps,
         seed=config.seed,
-        identity={name: plain[name] for name in IDENTITY},
-        fixed_prompt=plain["prompt"]["fixed"],
+        identity={**{name: plain[name] for name in IDENTITY}, "base": base},
+        fixed_prompt=prompt.fixed,
     )
+    check_crop(backbone["crop"], module.autoencoder.scale, backbone["transformer"])
     data = SRDataModule(
         # Lightning asks for one micro-batch at a time.
         {**plain["data"], "batch_size": batch // config.trainer.accumulate_grad_batches},
@@ -115,6 +146,7 @@ def train(config: DictConfig, out: Path) -> Path | None:
         seed=config.seed,
         crop=backbone["crop"],
         paths=plain["paths"],
+        latent_scale=module.autoencoder.scale,
         repeat_first_batch=config.debugging.overfit,
     )
     data.start = 0 if saved is None else saved["global_step"] * batch
@@ -125,7 +157,26 @@ def train(config: DictConfig, out: Path) -> Path | None:
     if trainer.interrupted:
         raise KeyboardInterrupt
     close_wandb()
+    if any(getattr(callback, "stopped", False) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        raise Preempted
     return None if config.debugging.fast_dev_run or not trainer.is_global_zero else out / "checkpoints" / "last.ckpt"
+
+
+def base_dtype(backbone: Mapping[str, Any], precision: str) -> torch.dtype:
+    """The type of a frozen base in training: as ``backbone.dtype`` says; auto is the type it computes in.
+
+    The trained weights are in float32 in any case.
+
+    Raises:
+        UserError: for an unknown type.
+    """
+    import torch
+
+    from dit4sr.models.base import dtype_named
+
+    computed = next((t for p, t in (("bf16", torch.bfloat16), ("16", torch.float16)) if precision.startswith(p)), None)
+    asked = dtype_named(backbone.get("dtype"))
+    return asked or computed or torch.float32
 
 
 def close_wandb() -> None:
@@ -158,7 +209,7 @@ def quieten_lightning() -> None:
 
 
 def resume_from(resume: str, out: Path) -> Path | None:
-    """The checkpoint to go on from: ``never`` none, ``auto`` the run folder's last, else the path given.
+    """The checkpoint to go on from: ``never`` none, ``auto`` the run folder's newest whole one, else the path given.
 
     Raises:
         UserError: where the path given does not exist.
@@ -166,8 +217,7 @@ def resume_from(resume: str, out: Path) -> Path | None:
     if resume == "never":
         return None
     if resume == "auto":
-        last = out / "checkpoints" / "last.ckpt"
-        return last if last.is_file() else None
+        return newest_valid(out / "checkpoints", warn=lambda line: print(line, file=sys.stderr))
     if not Path(resume).is_file():
         raise UserError(f"resume={resume}: there is no such checkpoint; choose auto, never or the path of one")
     return Path(resume)
@@ -179,14 +229,13 @@ def check_inputs(config: DictConfig) -> None:
     Raises:
         UserError: for a folder of shards or of a pretrained base that is not there.
     """
-    shards, base = config.data.shards, config.backbone.pretrained
-    if config.data.name == "shards" and not any(glob(shards)) and not Path(shards).is_dir():
-        raise UserError(f"data.shards={shards}: no such folder or shards; python prepare.py source=<photos> makes some")
-    if base and Path(base).is_absolute() and not (Path(base) / "transformer").is_dir():
-        raise UserError(
-            f"backbone.pretrained={base} has no folder transformer/: set DIT4SR_SD35 to a diffusers folder of "
-            "stable-diffusion-3.5-medium, or train from scratch with backbone=nano or backbone=small"
-        )
+    from dit4sr.data.sources import check_sources
+
+    check_sources(OmegaConf.to_container(config.data, resolve=True))  # type: ignore[arg-type]
+    if base := config.backbone.pretrained:
+        from dit4sr.pretrained import check_local
+
+        check_local(base, "transformer")
 
 
 def build_trainer(
@@ -196,7 +245,12 @@ def build_trainer(
     import lightning
 
     from dit4sr.training.callbacks import Checkpoints, StepProgress
+    from dit4sr.training.checkpoint_io import AtomicCheckpointIO
+    from dit4sr.training.data_report import DataReport
+    from dit4sr.training.guards import FiniteGradients, LossSpikes
     from dit4sr.training.logging import MetricsCSV, wandb_logger
+    from dit4sr.training.monitoring import Monitor
+    from dit4sr.training.preemption import StopOnSignal
     from dit4sr.training.validation import HeldOutValidation
 
     steps = config.trainer.max_steps
@@ -206,8 +260,13 @@ def build_trainer(
         loggers.append(MetricsCSV(out / "metrics.csv", None if saved is None else saved["global_step"]))
     if not fast and (wandb := wandb_logger(plain["logger"]["wandb"], out, plain, wandb_run_id(out, config))):
         loggers.append(wandb)
-    checkpoints = Checkpoints(out / "checkpoints", 0 if fast else config.callbacks.checkpoint_every, steps)
-    callbacks: list[Any] = []
+    checkpoints = Checkpoints(
+        out / "checkpoints", 0 if fast else config.callbacks.checkpoint_every, steps, config.callbacks.keep_last
+    )
+    callbacks: list[Any] = [FiniteGradients(config.callbacks.stop_after_skipped, out), LossSpikes(out)]
+    callbacks.append(DataReport(min(config.trainer.log_every_n_steps, steps)))
+    if not fast:
+        callbacks.append(Monitor(out, config.data.batch_size, min(config.trainer.log_every_n_steps, steps)))
     if config.callbacks.validate_every and config.callbacks.validation_samples:
         callbacks.append(
             HeldOutValidation(
@@ -222,6 +281,7 @@ def build_trainer(
             )
         )
     callbacks.append(checkpoints)  # after the validation, whose best loss it stores
+    callbacks.append(StopOnSignal(checkpoints.save))
     if config.callbacks.progress:
         callbacks.append(StepProgress(1 if fast else steps, config.data.batch_size, config.trainer.log_every_n_steps))
     return lightning.Trainer(
@@ -240,6 +300,7 @@ def build_trainer(
         fast_dev_run=fast,
         profiler=config.debugging.profiler,
         callbacks=callbacks,
+        plugins=[AtomicCheckpointIO(background=config.callbacks.save_in_background)],
         logger=loggers or False,
         default_root_dir=out,
         enable_checkpointing=False,

@@ -93,6 +93,12 @@ class HeldOutValidation(Callback):
         if self.checkpoints is not None:
             self.checkpoints.validated(trainer, loss)
 
+    def prompts(self, fixed: str | None) -> list[str]:
+        """Every prompt that a validation embeds; ``fixed`` stands for the photos' own."""
+        pairs = validation_pairs(self.benchmark)[: self.samples]
+        own = [pair["prompt"] for pair in pairs] if fixed is None else [fixed]
+        return [*own, *(self.sampler.positive(prompt) for prompt in own), self.sampler.negative_prompt]
+
     def losses(self, module: DiT4SRModule, pairs: list[Pair]) -> dict[str, float]:
         """``val/loss`` (σ²·‖v̂−v‖², mean over the bins) and ``val/velocity_<σ>`` by bin."""
         per_bin: dict[float, list[float]] = {sigma: [] for sigma in SIGMA_BINS}

@@ -1,0 +1,140 @@
+"""Guards over the numbers of a run: gradients that are not finite, and losses that jump."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from dit4sr.errors import UserError
+from dit4sr.files import write_atomically
+
+
+class FiniteGradients(Callback):
+    """Skip a step whose gradients are not finite; stop after several in a row, keeping the batch.
+
+    A skipped step counts as a step (the data's position follows from their number) but changes neither weights nor
+    moments: without gradients the optimisers leave a parameter alone. Gradients are averaged over the ranks before
+    they are looked at, so all ranks skip the same step.
+
+    Args:
+        limit: consecutive skips after which the run stops.
+        folder: of the run; the batch goes to ``<folder>/faults``.
+    """
+
+    def __init__(self, limit: int, folder: Path) -> None:
+        self.limit, self.folder = limit, folder
+        self.skipped = 0
+        self.in_a_row = 0
+        self._batch: Mapping[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.skipped, self.in_a_row = state_dict["skipped"], state_dict["in_a_row"]
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._batch = batch
+
+    def on_before_optimizer_step(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        if bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients))):
+            self.in_a_row = 0
+            return
+        optimizer.zero_grad(set_to_none=True)
+        self.skipped += 1
+        self.in_a_row += 1
+        pl_module.log("train/skipped_steps", float(self.skipped))
+        step = trainer.global_step + 1
+        print(f"warning: step {step} is skipped: its gradients are not finite", file=sys.stderr)
+        if self.in_a_row >= self.limit:
+            path = self.folder / "faults" / f"batch-step{step}-rank{trainer.global_rank}.safetensors"
+            save_batch(path, self._batch)
+            raise UserError(
+                f"the gradients of {self.in_a_row} steps in a row were not finite; the last batch is in {path}. "
+                "Lower training.learning_rate or training.gradient_clip, or train in trainer.precision=32-true"
+            )
+
+
+def save_batch(path: Path, batch: Mapping[str, Any]) -> None:
+    """Write a batch's tensors as safetensors, its prompts in the metadata, for a reproduction."""
+    from safetensors.torch import save_file
+
+    tensors = {name: value.detach().cpu().contiguous() for name, value in batch.items() if isinstance(value, Tensor)}
+    others = {name: value for name, value in batch.items() if isinstance(value, list | str | int | float)}
+    with write_atomically(path) as temporary:
+        save_file(tensors, temporary, metadata={name: json.dumps(value) for name, value in others.items()})
+
+
+class LossSpikes(Callback):
+    """Note losses far above their running mean in ``<folder>/spikes.csv``, with the samples' numbers.
+
+    Mean and deviation are exponential averages of the logarithm. A loss is read one step late, when the device has
+    long computed it, so that reading does not make it wait.
+
+    Args:
+        folder: of the run.
+        deviations: how far above the mean a spike lies.
+        warm_up: steps before the averages are trusted.
+    """
+
+    COLUMNS = ("step", "loss", "typical_loss", "deviations", "samples")
+
+    def __init__(self, folder: Path, deviations: float = 6.0, warm_up: int = 50) -> None:
+        self.path, self.deviations, self.warm_up = folder / "spikes.csv", deviations, warm_up
+        self.mean, self.variance, self.seen = 0.0, 0.0, 0
+        self._pending: tuple[int, Tensor, list[int]] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"mean": self.mean, "variance": self.variance, "seen": self.seen}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.mean, self.variance, self.seen = state_dict["mean"], state_dict["variance"], state_dict["seen"]
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        pending, self._pending = self._pending, (trainer.global_step, outputs["loss"].detach(), batch["index"])
+        if pending is not None and trainer.is_global_zero:
+            self._look(*pending)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if self._pending is not None and trainer.is_global_zero:
+            self._look(*self._pending)
+
+    def _look(self, step: int, loss: Tensor, samples: Any) -> None:
+        value = math.log(max(float(loss), 1e-30)) if math.isfinite(float(loss)) else math.inf
+        deviation = math.sqrt(self.variance)
+        if self.seen >= self.warm_up and value > self.mean + self.deviations * max(deviation, 1e-3):
+            self._write(step, float(loss), (value - self.mean) / max(deviation, 1e-3), samples)
+            return  # a spike is no part of what is typical
+        if math.isfinite(value):
+            self.seen += 1
+            rate = max(0.02, 1 / self.seen)
+            difference = value - self.mean
+            self.mean += rate * difference
+            self.variance = (1 - rate) * (self.variance + rate * difference**2)
+
+    def _write(self, step: int, loss: float, far: float, samples: Any) -> None:
+        new = not self.path.exists()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(self.COLUMNS)
+            numbers = " ".join(str(int(i)) for i in samples)
+            writer.writerow([step, repr(loss), repr(math.exp(self.mean)), f"{far:.1f}", numbers])

@@ -1,0 +1,75 @@
+"""Stopping when the scheduler says so: save at the end of the step, then stop."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopOnSignal(Callback):
+    """On SIGTERM or SIGUSR1 finish the step, save, and stop.
+
+    Ranks must stop after the same step, so with several of them they agree on it every ``every`` steps: asking at
+    each step would cost a synchronisation.
+
+    Args:
+        save: called with the trainer to save a checkpoint.
+        every: steps between the ranks' agreements.
+
+    Attributes:
+        stopped: whether the run was stopped so.
+    """
+
+    def __init__(self, save: Callable[[lightning.Trainer], None], every: int = 10) -> None:
+        self.save, self.every = save, every
+        self.received: int | None = None
+        self.stopped = False
+        self._before: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        # Not earlier: Lightning sets a handler of SIGTERM of its own, which ends the run without saving.
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+
+    def _receive(self, number: int, frame: Any) -> None:
+        self.received = number
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any) -> None:
+        if self.stopped or not self._agreed(trainer):
+            return
+        self.stopped = True
+        self.save(trainer)
+        trainer.should_stop = True
+        if trainer.is_global_zero:
+            print(
+                f"told to stop ({signal.Signals(self.received or signal.SIGTERM).name}): saved step "
+                f"{trainer.global_step}; the same command goes on from there",
+                file=sys.stderr,
+            )
+
+    def _agreed(self, trainer: lightning.Trainer) -> bool:
+        mine = self.received is not None
+        if trainer.world_size == 1:
+            return mine
+        if trainer.global_step % self.every:
+            return False
+        return bool(trainer.strategy.reduce_boolean_decision(mine, all=False))
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._restore()
+
+    def on_exception(self, trainer: lightning.Trainer, *args: Any) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}

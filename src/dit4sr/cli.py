@@ -17,11 +17,12 @@ from importlib import import_module
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from dit4sr.config import config_dir
-from dit4sr.errors import UserError
+from dit4sr.errors import REQUEUE, UserError
 
 Run = Callable[[DictConfig, set[str]], int]
 
@@ -30,8 +31,14 @@ VERBS = {
     "evaluate": "dit4sr.evaluation.run",
     "restore": "dit4sr.restoration.run",
     "prepare": "dit4sr.data.prepare",
+    "preview": "dit4sr.data.preview",
+    "export": "dit4sr.export",
+    "demo": "dit4sr.demo.run",
 }
 """Verb → module whose ``run(config, explicit)`` does the work and returns the exit status."""
+
+JOBS = {"train": "dit4sr.studies.sweep_job"}
+"""The same for the jobs of a multirun, where they differ."""
 
 
 def main(verb: str) -> int:
@@ -45,13 +52,19 @@ def main(verb: str) -> int:
     quieten_libraries()
     started: list[bool] = []
     statuses: list[int] = []
+    process = os.getpid()
 
     def task(config: DictConfig) -> int:
+        if REQUEUE in statuses:  # told to stop: the sweep's other jobs run when it is started again
+            return REQUEUE
         started.append(True)
         try:
-            run: Run = import_module(VERBS[verb]).run
+            multirun = HydraConfig.get().mode == RunMode.MULTIRUN
+            run: Run = import_module(JOBS.get(verb, VERBS[verb]) if multirun else VERBS[verb]).run
             status = run(config, explicit_groups())
         except (UserError, OmegaConfBaseException) as error:
+            if os.getpid() != process:  # a launcher's: only an exception reaches the process that waits for it
+                raise
             # Not raised through Hydra, which would add a line of its own and end a sweep's other jobs.
             status = complain(" ".join(str(error).split()))
         statuses.append(status)
@@ -67,14 +80,24 @@ def main(verb: str) -> int:
             "as in 'input=\"photos/a (1).jpg\"'"
         )
     except (HydraException, OmegaConfBaseException) as error:
-        return complain(" ".join(str(error).split()) + f" (python {verb}.py --help lists what there is)")
+        return complain(" ".join(str(error).split()) + f" ({command_of(verb)} --help lists what there is)")
     except (ValueError, OSError) as error:
         if started:  # an error of ours, not of the command line: it is shown whole
             raise
-        return complain(" ".join(str(error).split()) + f" (python {verb}.py --help lists what there is)")
+        return complain(" ".join(str(error).split()) + f" ({command_of(verb)} --help lists what there is)")
     except KeyboardInterrupt:
         return complain("interrupted; what was written so far is kept", 130)
     return max(statuses, default=0)
+
+
+def command_of(verb: str) -> str:
+    """What a person types to run a verb."""
+    own = {
+        "demo": "python -m dit4sr.demo",
+        "export": "python -m dit4sr export",
+        "preview": "python -m dit4sr.data.preview",
+    }
+    return own.get(verb, f"python {verb}.py")
 
 
 def quieten_libraries() -> None:
@@ -123,3 +146,13 @@ def restore_main() -> None:
 def prepare_main() -> None:
     """Console script ``dit4sr-prepare``."""
     sys.exit(main("prepare"))
+
+
+def export_main() -> None:
+    """Console script ``dit4sr-export``."""
+    sys.exit(main("export"))
+
+
+def demo_main() -> None:
+    """Console script ``dit4sr-demo``."""
+    sys.exit(main("demo"))

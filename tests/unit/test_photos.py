@@ -141,6 +141,7 @@ def test_prepare_embedded(tmp_path, capsys):
     assert read_manifest(root / "train") == manifest  # a failure destroys nothing
     assert prepare({**cfg, "samples_per_shard": 26, "overwrite": True}) == 0
     assert [path.name for path in sorted((root / "train").iterdir())] == ["manifest.json", "train-000000.tar"]
+    assert sorted(path.name for path in root.iterdir()) == ["benchmark", "photos.jsonl", "train"]
 
 
 def test_an_interrupted_preparation_is_done_again(tmp_path):
@@ -173,7 +174,7 @@ def test_prepare_folder(tmp_path, folder, capsys):
     assert prepare(cfg) == 1
     out = capsys.readouterr().out
     assert "skipped broken.jpg: not a readable PNG, JPEG or WebP image" in out
-    assert "skipped small: 50x50 is smaller than the patch of 128 px" in out
+    assert "skipped small.png: 50x50 is smaller than the patch of 128 px" in out
     assert "2 photos skipped, 1 of them corrupt" in out
     root = tmp_path / "data" / "holiday"
     manifest = read_manifest(root / "train")
@@ -200,7 +201,9 @@ def test_part_of_a_folder_is_held_out(tmp_path, folder):
     assert used
     assert not held & used
     names = {path.stem for path in (root / "benchmark" / "test_LR").iterdir()}
-    assert names == {f"{name.replace('/', '_')}_0" for name in held if name in ("b/c", "b/d")}  # 256 px or more
+    large = [name for name in held if name in ("b/c.png", "b/d.png")]  # 256 px or more
+    assert len(names) == len(large) > 0
+    assert {name.rpartition("-")[0] for name in names} == {name[:-4].replace("/", "_") for name in large}
 
 
 @pytest.mark.parametrize(
@@ -208,7 +211,7 @@ def test_part_of_a_folder_is_held_out(tmp_path, folder):
     [
         ({"source": "nowhere"}, "not a folder"),
         ({"source": "empty"}, "holds no image"),
-        ({"source": "holiday", "patch": 400}, "none of the 4 photos gave a patch of 400 px"),
+        ({"source": "holiday", "patch": 400}, "none of the 5 photos gave a patch of 400 px .*4 too small"),
         ({"source": "holiday", "out": "holiday/shards"}, "lies inside source"),
         ({"patch": 0}, "patch=0"),
         ({"patch": "bananas"}, "patch=bananas must be a whole number"),

@@ -155,4 +155,6 @@ def disk_errors(folder: Path) -> Iterator[None]:
             raise UserError(
                 f"{error.filename or folder} cannot be written: {error.strerror}; pass out=<folder>."
             ) from error
+        if error.filename is not None and str(error.filename).startswith(str(folder)):
+            raise UserError(f"{error.filename}: {error.strerror}; pass another out=<folder>.") from error
         raise

@@ -14,7 +14,7 @@ help:  ## List the targets
 # The stamp is newer than the two files that say what is installed, or setup runs again.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,demo]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,demo,study]'
 	@touch $@
 
 setup: $(VENV)/.installed  ## Make .venv and install everything into it

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 from tiny_checkpoint import compose_verb, load, picture, save, write_checkpoint, write_pairs
 
@@ -29,7 +31,9 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, model in enumerate(("dit4sr", "variant_b", "sd3_controlnet")):
         path = folder / "train" / model / "checkpoints" / "last.ckpt"
         write_checkpoint(path, f"model={model}", seed=number)
-        (folder / "train" / model / "config.yaml").write_text(f"model: {{name: {model}}}\n")
+        (folder / "train" / model / "config.yaml").write_text(
+            f"{{model: {{name: {model}}}, backbone: {{name: nano}}}}\n"
+        )
     return folder
 
 
@@ -63,7 +67,11 @@ def test_files_rows_and_values(
     assert evaluate(pairs, out, *options) == 0
     assert {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()} == {
         "config.yaml",
+        "journal/process0.jsonl",
+        "journal/settings.json",
         "per_image.csv",
+        "per_image.parquet",
+        "timing.csv",
         "summary.json",
         "table.md",
         "comparison.png",
@@ -71,7 +79,8 @@ def test_files_rows_and_values(
     }
     with (out / "per_image.csv").open(newline="") as file:
         raw = list(csv.DictReader(file))
-    assert list(raw[0]) == ["image", "method", "metric", "value", "protocol", "channel", "border", "pyiqa", "seed"]
+    columns = ["image", "method", "metric", "value", "protocol", "channel", "border", "pyiqa", "seed"]
+    assert list(raw[0]) == [*columns, "variant", "data_range", "samples", "std"]
     assert {(r["protocol"], r["channel"], r["border"], r["pyiqa"], r["seed"]) for r in raw} == {
         ("ycbcr", "Y", "0", raw[0]["pyiqa"], "4")
     }
@@ -96,7 +105,16 @@ def test_files_rows_and_values(
     assert summary["methods"]["dit4sr"]["psnr"]["std"] == pytest.approx(np.std(psnrs, ddof=1))
     assert summary["methods"]["dit4sr"]["psnr"]["n"] == 3
     assert (summary["method"]["step"], summary["method"]["sampler"]["steps"]) == (7, 1)
-    assert summary["metrics"]["ssim"] == {"better": "higher", "protocol": "ycbcr", "channel": "Y", "border": 0}
+    stated = {"better": "higher", "protocol": "ycbcr", "channel": "Y", "border": 0, "data_range": "255"}
+    assert summary["metrics"]["ssim"].items() >= stated.items()
+    # The samples' own means, and how much they differ.
+    variation = summary["variation"]["dit4sr"]["psnr"]
+    assert (variation["over"], len(variation["means"])) == ("samples", 3)
+    assert np.mean(variation["means"]) == pytest.approx(np.mean(psnrs))
+    assert variation["std"] == pytest.approx(np.std(variation["means"], ddof=1))
+    (ant,) = (r for r in rows if (r.image, r.method, r.metric) == ("ant", "dit4sr", "psnr"))
+    assert ant.samples == 3
+    assert ant.std is not None
     assert summary["settings"]["seed"] == 4
 
     table = (out / "table.md").read_text()
@@ -172,12 +190,13 @@ def test_no_readable_image_at_all(tmp_path: Path) -> None:
         evaluate(tmp_path / "in", tmp_path / "out", "method=bicubic")
     for path in (tmp_path / "in" / "lq").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(UserError, match="none of the 2 images in .* can be read"):
+    with pytest.raises(UserError, match="none of the 2 images in .* can be used"):
         evaluate(tmp_path / "in", tmp_path / "out", "method=bicubic")
 
 
 def test_somebody_else_s_images(tmp_path: Path, pairs: Path) -> None:
     theirs = tmp_path / "theirs"
+    theirs.mkdir()
     for name in NAMES[:2]:
         save(theirs / f"{name}.png", load(pairs / "hq" / f"{name}.png") // 2)
     given = ("method=folder", f"method.path={theirs}", "method.label=half")
@@ -218,7 +237,7 @@ def test_without_a_checkpoint_the_newest_of_the_model_is_taken(tmp_path: Path, c
     assert evaluate(pairs, tmp_path / "a", here, "model=variant_b", explicit=("model",)) == 0
     summary = json.loads((tmp_path / "a" / "summary.json").read_text())
     assert summary["method"]["ckpt"] == checkpoint(checkpoints, "variant_b")
-    with pytest.raises(UserError, match="no checkpoint of variant_c"):
+    with pytest.raises(UserError, match="no checkpoint of .*variant_c"):
         evaluate(pairs, tmp_path / "b", here, "model=variant_c", explicit=("model",))
 
 
@@ -230,31 +249,76 @@ def test_the_sampler_of_another_backbone_is_the_checkpoint_s(tmp_path: Path, pai
     assert (sampler["guidance"], sampler["shift"], sampler["steps"]) == (3.5, 2, 1)
 
 
-@pytest.mark.parametrize("option", ["samples=0", "batch_size=0", "pictures=0"])
-def test_numbers_out_of_range_are_refused(tmp_path: Path, pairs: Path, option: str) -> None:
-    with pytest.raises(UserError, match=option):
-        evaluate(pairs, tmp_path, option)
-
-
-def test_a_benchmark_without_ground_truth_is_refused(tmp_path: Path, pairs: Path) -> None:
-    with pytest.raises(UserError, match="no ground truth"):
-        evaluate(pairs, tmp_path, "benchmark.hq=null", "method=bicubic")
-
-
 @pytest.mark.parametrize(
-    ("benchmark", "folder", "count"), [("drealsr", "DrealSRVal_crop128", 93), ("realsr", "RealSRVal_crop128", 100)]
+    "option",
+    [
+        "samples=0",
+        "samples=abc",
+        "samples=1.5",
+        "batch_size=0",
+        "pictures=true",
+        "processes=no",
+        "seed=-1",
+        "seeds=[0,0]",
+        "seeds=[a]",
+        "resume=perhaps",
+        "shuffled=3",
+        "metrics_only=2",
+        "benchmark.upscale=four",
+        "metrics.border=wide",
+    ],
 )
-def test_the_published_layouts(tmp_path: Path, benchmark: str, folder: str, count: int) -> None:
-    for kind, side in (("test_LR", 16), ("test_HR", 64)):
-        for i in range(count):
-            save(tmp_path / folder / kind / f"Canon_{i:03}_LR4.png", np.zeros((side, side, 3), np.uint8))
+def test_settings_of_the_wrong_kind_are_refused(tmp_path: Path, pairs: Path, option: str) -> None:
+    with pytest.raises(UserError, match=re.escape(option.split("=")[0])):
+        evaluate(pairs, tmp_path / "out", "method=bicubic", option)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_whose_names_are_wrong_is_refused(tmp_path: Path, pairs: Path) -> None:
+    for name, other in zip(NAMES, [*NAMES[1:], NAMES[0]], strict=True):
+        save(tmp_path / "theirs" / f"{name}.png", load(pairs / "hq" / f"{other}.png"))
+    given = ("method=folder", f"method.path={tmp_path / 'theirs'}")
+    with pytest.raises(UserError, match="3 images show something else than the LR images of their names: ant"):
+        evaluate(pairs, tmp_path / "out", *given)
+    assert evaluate(pairs, tmp_path / "out", *given, "benchmark.allow_incomplete=true") == 0
+
+
+LAYOUTS = {
+    "drealsr": ("DrealSRVal_crop128/test_LR", "DrealSRVal_crop128/test_HR", 93, 128),
+    "realsr": ("RealSRVal_crop128/test_LR", "RealSRVal_crop128/test_HR", 100, 128),
+    "div2k_val": ("DIV2K_V2_val/lq", "DIV2K_V2_val/gt", 3000, 128),
+    "reallr200": ("RealLR200", None, 200, None),
+    "reallq250": ("RealLQ250", None, 250, 256),
+}
+
+
+@pytest.mark.parametrize("benchmark", list(LAYOUTS))
+def test_the_published_layouts(tmp_path: Path, benchmark: str) -> None:
     from dit4sr.evaluation.run import find_benchmark
 
-    config = compose_verb("evaluate", f"benchmark={benchmark}", f"paths.benchmarks={tmp_path}", "out=unused")
+    lq, hq, count, side = LAYOUTS[benchmark]
+    here = (f"benchmark={benchmark}", f"paths.benchmarks={tmp_path}", "out=unused")
+    config = OmegaConf.to_container(compose_verb("evaluate", *here), resolve=True)
+    with pytest.raises(UserError, match=f"get {benchmark[:5]}|get RealL|get DIV2K|get DrealSR|get RealSR") as error:
+        find_benchmark(config, set())
+    assert str(tmp_path / lq) in str(error.value)
+    small = 3 if count > 200 else count
+    for folder, size in ((lq, side or 40), (hq, 4 * (side or 40))):
+        for i in range(small) if folder else ():
+            save(tmp_path / folder / f"Canon_{i:03}.png", np.zeros((size, size, 3), np.uint8))
+    if small < count:
+        with pytest.raises(UserError, match=f"has {count} images, but .* has 3"):
+            find_benchmark(config, set())
+        config["benchmark"]["count"] = 3
     found = find_benchmark(config, set())
-    assert (len(found.images), found.upscale, found.images[-1].name) == (count, 4, f"Canon_{count - 1:03}_LR4")
-    (tmp_path / folder / "test_LR" / "Canon_000_LR4.png").unlink()
-    with pytest.raises(UserError, match=r"Canon_000_LR4\.png without LR"):
+    assert (len(found.images), found.upscale, found.has_ground_truth) == (small, 4, hq is not None)
+    assert found.images[0].target == (4 * (side or 40), 4 * (side or 40))
+    if side is not None:
+        save(tmp_path / lq / "Canon_001.png", np.zeros((16, 16, 3), np.uint8))
+        with pytest.raises(UserError, match=r"Canon_001\.png"):
+            find_benchmark(config, set())
+    (tmp_path / lq / "Canon_000.png").unlink()
+    with pytest.raises(UserError, match=r"Canon_000\.png without LR" if hq else "images, but"):
         find_benchmark(config, set())
 
 

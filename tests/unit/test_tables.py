@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from dit4sr.evaluation.tables import (
@@ -15,6 +17,7 @@ from dit4sr.evaluation.tables import (
     read_rows,
     statistic,
     summarise,
+    write_parquet,
     write_rows,
 )
 
@@ -24,13 +27,38 @@ def row(image: str, method: str, metric: str, value: float) -> Row:
 
 
 def test_rows_survive_the_file_at_full_precision(tmp_path: Path) -> None:
-    rows = [row("a, b", "ours (mean of 8)", "psnr", 1 / 3), row("c", "ours", "gradient_energy", math.nan)]
+    first_row = replace(row("a, b", "ours (mean of 8)", "psnr", 1 / 3), variant="x, y", samples=8, std=0.1)
+    rows = [first_row, row("c", "ours", "gradient_energy", math.nan)]
     write_rows(tmp_path / "rows.csv", rows)
     first = (tmp_path / "rows.csv").read_text().splitlines()[0]
-    assert first == "image,method,metric,value,protocol,channel,border,pyiqa,seed"
+    assert first == "image,method,metric,value,protocol,channel,border,pyiqa,seed,variant,data_range,samples,std"
     back = read_rows(tmp_path / "rows.csv")
     assert back[0] == rows[0]
     assert math.isnan(back[1].value)
+    assert back[1].std is None
+
+
+def test_parquet_has_the_same_rows(tmp_path: Path) -> None:
+    rows = [row("a", "x", "psnr", 1 / 3), replace(row("b", "x", "psnr", math.nan), std=0.5, samples=2)]
+    write_rows(tmp_path / "rows.csv", rows)
+    write_parquet(tmp_path / "rows.parquet", rows)
+    frame, text = pd.read_parquet(tmp_path / "rows.parquet"), pd.read_csv(tmp_path / "rows.csv")
+    assert list(frame.columns) == list(text.columns)
+    assert frame["value"].tolist()[0] == 1 / 3
+    assert frame["value"].isna().tolist() == [False, True]
+    assert frame["std"].isna().tolist() == [True, False]
+
+
+def test_files_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("image,method,metric,value,protocol,channel,border,pyiqa,seed\na,x,psnr,3,ycbcr,Y,0,0.1.16,3\n")
+    assert read_rows(path) == [row("a", "x", "psnr", 3)]
+
+
+def test_an_image_s_value_is_the_mean_over_its_seeds() -> None:
+    rows = [replace(row("a", "x", "psnr", v), seed=seed) for seed, v in enumerate((20, 22, 24))]
+    summary = summarise([*rows, row("b", "x", "psnr", 30)])
+    assert (summary["x"]["psnr"].mean, summary["x"]["psnr"].n) == (26, 2)
 
 
 def test_statistics() -> None:

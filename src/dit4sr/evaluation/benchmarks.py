@@ -16,6 +16,12 @@ EXIF_ORIENTATION = 0x0112
 SIDEWAYS = (5, 6, 7, 8)
 """EXIF orientations that swap width and height."""
 
+LEAST_SIDE = 11
+"""Pixels that both sides of a result need: the side of SSIM's window."""
+
+ANYWAY = "benchmark.allow_incomplete=true"
+"""The flag that takes a benchmark as it is."""
+
 
 @dataclass(frozen=True)
 class BenchmarkImage:
@@ -54,8 +60,10 @@ class Benchmark:
         name: of its config.
         upscale: factor from LR to HR.
         images: sorted by name.
-        skipped: images whose header cannot be read.
+        skipped: images that cannot be used.
         prompts: in words, where the prompts come from.
+        checked: whether a partner that shows something else is refused.
+        notes: in words, what was let pass by ``allow_incomplete``.
     """
 
     name: str
@@ -63,6 +71,8 @@ class Benchmark:
     images: tuple[BenchmarkImage, ...]
     skipped: tuple[Skipped, ...]
     prompts: str
+    checked: bool = True
+    notes: tuple[str, ...] = ()
 
     @property
     def has_ground_truth(self) -> bool:
@@ -73,52 +83,68 @@ class Benchmark:
 def load_benchmark(
     config: Mapping[str, Any], *, fixed_prompt: str | None = None, prompts_required: bool = False
 ) -> Benchmark:
-    """Find, pair and check a benchmark's images. Only headers are read.
+    """Find, pair and check a benchmark's images. Headers are read, and the pixels of up to a hundred pairs.
 
-    LR and HR belong together where their file names are identical, never by their order.
+    LR and HR belong together where their file names are identical, never by their order, and must show the same.
 
     Args:
-        config: configs/benchmark.
+        config: configs/benchmark. ``allow_incomplete`` takes what is there: other counts, the names that both
+            folders have, the pairs whose sizes fit; what they show is not compared then.
         fixed_prompt: one prompt for all images in place of their captions.
         prompts_required: whether a missing folder of captions is an error, or means null prompts.
 
     Raises:
-        UserError: a folder is missing or empty, names are unpaired, or count or sizes are wrong.
+        UserError: a folder is missing or empty, names are unpaired, count, sizes or content are wrong, or a
+            setting is no number.
     """
-    name = config["name"]
+    name, upscale = config["name"], _upscale(config["upscale"])
+    anyway = bool(config.get("allow_incomplete", False))
     lqs = _image_files(config, "lq")
     hqs = _image_files(config, "hq") if config["hq"] is not None else None
+    notes: list[str] = []
     if hqs is not None:
-        _check_pairs(name, set(lqs), set(hqs))
-    if config["count"] is not None and len(lqs) != config["count"]:
-        raise UserError(
-            f"benchmark {name} has {config['count']} images, but {config['lq']} has {len(lqs)}: complete it "
-            f"(source: {config['source']}), or pass benchmark.count=null to use what is there"
-        )
+        lqs, hqs = _paired(name, lqs, hqs, anyway, notes)
+    _check_count(config, len(lqs), anyway, notes)
     captions, prompts = _captions(config, [Path(file).stem for file in lqs], fixed_prompt, prompts_required)
 
-    images, skipped, wrong = [], [], []
-    upscale = float(config["upscale"])
+    images, skipped, wrong, unusual = [], [], [], 0
     for file in sorted(lqs):
         stem = Path(file).stem
         hq = hqs[file] if hqs is not None else None
         try:
             size = image_size(lqs[file])
-            target = (round(size[0] * upscale), round(size[1] * upscale))
-            if hq is not None and (actual := image_size(hq)) != target:
-                wrong.append(f"{file} (LR {_by(size)}, HR {_by(actual)})")
+            actual = image_size(hq) if hq is not None else None
         except UnreadableImage as error:
             skipped.append(Skipped(stem, str(error)))
             continue
-        images.append(BenchmarkImage(stem, lqs[file], hq, size, target, captions.get(stem, "")))
-    if wrong:
+        target = (round(size[0] * upscale), round(size[1] * upscale))
+        expected = config.get("lq_size")
+        if expected is not None and size != tuple(expected):
+            unusual += 1
+            if not anyway:
+                wrong.append(f"{file} (LR {_by(size)} where the benchmark has {_by(tuple(expected))})")
+        if actual is not None and actual != target:
+            wrong.append(f"{file} (LR {_by(size)}, HR {_by(actual)})")
+            skipped.append(Skipped(stem, f"LR {_by(size)}, HR {_by(actual)}"))
+        elif min(target) < LEAST_SIDE:
+            skipped.append(Skipped(stem, f"its result has {_by(target)} pixels; the metrics need {LEAST_SIDE} a side"))
+        else:
+            images.append(BenchmarkImage(stem, lqs[file], hq, size, target, captions.get(stem, "")))
+    if wrong and not anyway:
         raise UserError(
-            f"benchmark {name}: HR is not {config['upscale']} times LR in {_some(wrong)}; "
-            "remove or replace them, or pass the right benchmark.upscale="
+            f"benchmark {name}: sizes are wrong in {_some(wrong)}; HR must be {config['upscale']} times LR: remove or "
+            f"replace them, pass the right benchmark.upscale=, or {ANYWAY} to use those that fit"
         )
+    if unusual:
+        notes.append(f"{unusual} LR images are not {_by(tuple(config['lq_size']))}")
     if not images:
-        raise UserError(f"benchmark {name}: none of the {len(lqs)} images in {config['lq']} can be read")
-    return Benchmark(name, upscale, tuple(images), tuple(skipped), prompts)
+        raise UserError(
+            f"benchmark {name}: none of the {len(lqs)} images in {config['lq']} can be used"
+            + (f": {skipped[0].name}: {skipped[0].reason}" if skipped else "")
+        )
+    if hqs is not None and not anyway:
+        _check_content(name, images)
+    return Benchmark(name, upscale, tuple(images), tuple(skipped), prompts, not anyway, tuple(notes))
 
 
 def image_files(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> dict[str, Path]:
@@ -160,30 +186,74 @@ def image_size(path: Path) -> tuple[int, int]:
     return (width, height) if sideways else (height, width)
 
 
+def _upscale(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= 64:
+        raise UserError(f"benchmark.upscale={value}: give the factor from LR to HR, such as 4")
+    return float(value)
+
+
 def _image_files(config: Mapping[str, Any], which: str) -> dict[str, Path]:
     name, where = config["name"], config[which]
     if where is None:
         raise UserError(f"benchmark {name}: give benchmark.lq=<folder> benchmark.hq=<folder>")
-    folder = Path(where)
+    folder = Path(where).expanduser()
     if not folder.is_dir():
         raise UserError(
             f"benchmark {name}: there is no folder {folder}; get {config['source']} and unpack it so that "
-            f"{config['lq']} holds the LR images"
+            f"{config['lq']} holds the {'LR ' if config['hq'] is not None else ''}images"
             + (f" and {config['hq']} the HR images" if config["hq"] is not None else "")
+            + (", or pass benchmark.download=true," if config.get("hub") else "")
             + " (paths.benchmarks=<folder> where it lies elsewhere)"
         )
     files = image_files(folder)
+    if not files and len(inner := [path for path in sorted(folder.iterdir()) if path.is_dir()]) == 1:
+        # As archives are often packed: the images one folder further down.
+        folder, files = inner[0], image_files(inner[0])
     if not files:
         raise UserError(f"benchmark {name}: {folder} holds no image ({', '.join(SUFFIXES)})")
     by_stem(files, folder)
     return files
 
 
-def _check_pairs(name: str, lqs: set[str], hqs: set[str]) -> None:
-    alone = [(sorted(lqs - hqs), "without HR"), (sorted(hqs - lqs), "without LR")]
-    if any(names for names, _ in alone):
-        parts = "; ".join(f"{_some(names)} {what}" for names, what in alone if names)
-        raise UserError(f"benchmark {name}: LR and HR are paired by identical file names, but {parts}")
+def _paired(
+    name: str, lqs: dict[str, Path], hqs: dict[str, Path], anyway: bool, notes: list[str]
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """The files whose names both folders have."""
+    alone = [(sorted(set(lqs) - set(hqs)), "without HR"), (sorted(set(hqs) - set(lqs)), "without LR")]
+    parts = "; ".join(f"{_some(names)} {what}" for names, what in alone if names)
+    common = sorted(set(lqs) & set(hqs))
+    if parts and (not anyway or not common):
+        raise UserError(
+            f"benchmark {name}: LR and HR are paired by identical file names, but {parts}"
+            + (f"; {ANYWAY} takes the {len(common)} pairs there are" if common else "")
+        )
+    if parts:
+        notes.append(f"unpaired images left out: {parts}")
+    return {file: lqs[file] for file in common}, {file: hqs[file] for file in common}
+
+
+def _check_count(config: Mapping[str, Any], found: int, anyway: bool, notes: list[str]) -> None:
+    count = config["count"]
+    if count is None or found == count:
+        return
+    if not anyway:
+        raise UserError(
+            f"benchmark {config['name']} has {count} images, but {config['lq']} has {found}: complete it "
+            f"(source: {config['source']}), or pass {ANYWAY} (or benchmark.count=null) to use what is there"
+        )
+    notes.append(f"{found} images where the benchmark has {count}")
+
+
+def _check_content(name: str, images: Sequence[BenchmarkImage]) -> None:
+    from dit4sr.evaluation.pairing import mispaired
+
+    hqs = [image.hq for image in images if image.hq is not None]
+    wrong = mispaired([i.name for i in images], [i.lq for i in images], hqs, [i.size for i in images])
+    if wrong:
+        raise UserError(
+            f"benchmark {name}: LR and HR of one name show different things in {len(wrong)} images: {_some(wrong)}; "
+            f"pair them again, or pass {ANYWAY} where they are right as they are"
+        )
 
 
 def _captions(
@@ -194,7 +264,7 @@ def _captions(
         return dict.fromkeys(stems, fixed), f"fixed: {fixed!r}" if fixed else "the null prompt for all"
     if config["prompts"] is None:
         return {}, "the null prompt for all"
-    folder = Path(config["prompts"])
+    folder = Path(config["prompts"]).expanduser()
     if not folder.is_dir():
         if required:
             raise UserError(f"benchmark.prompts={folder} is no folder: give one that holds <stem>.txt files")
@@ -210,7 +280,7 @@ def _captions(
     return found, f"captions of {folder}{note}"
 
 
-def _by(size: tuple[int, int]) -> str:
+def _by(size: tuple[int, ...]) -> str:
     return f"{size[1]}×{size[0]}"
 
 

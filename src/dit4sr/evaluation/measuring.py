@@ -1,57 +1,72 @@
-"""Restoring a benchmark's images in batches of one size, and measuring each as it comes."""
+"""Restoring a benchmark's images block by block, and measuring and writing down each as it comes."""
 
 from __future__ import annotations
 
+import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
-from dit4sr.data.images import Image8, UnreadableImage, read_image, write_png
+from dit4sr.data.images import Image8, UnreadableImage
 from dit4sr.errors import UserError
 from dit4sr.evaluation.benchmarks import Benchmark, BenchmarkImage, Skipped
+from dit4sr.evaluation.journal import Entry, Journal, Key
 from dit4sr.evaluation.methods import Bicubic, ImageFloat, Method, Task
-from dit4sr.evaluation.metrics import Metric, pyiqa_version
-from dit4sr.evaluation.tables import Row
+from dit4sr.evaluation.metrics import Metric
+from dit4sr.evaluation.processes import Group
+from dit4sr.evaluation.work import Atom, Block, batches, donors, plan, read_pair, read_sized
+from dit4sr.files import write_atomically
 from dit4sr.restoration.noise import noise_seed
 
 SHUFFLED = -1
 """In place of a sample's number: the control that gets another image's LR."""
 
 
-@dataclass(frozen=True, eq=False)
-class Example:
-    """What the comparison picture shows of one image."""
+@dataclass(frozen=True)
+class Settings:
+    """How a benchmark is restored and measured.
 
-    name: str
-    lq: Image8
-    bicubic: Image8
-    restored: Image8
-    mean: Image8 | None
-    truth: Image8
+    Attributes:
+        seeds: each image is restored under every one; the first one's results are the pictures.
+        samples: restorations of each image and seed.
+        shuffled: whether to restore each image from the next one's LR too.
+        batch_size: images of one size restored together.
+        write: whether the restored images are written.
+    """
+
+    seeds: tuple[int, ...]
+    samples: int = 1
+    shuffled: bool = False
+    batch_size: int = 8
+    write: bool = True
+
+    @property
+    def units(self) -> int:
+        """Restorations of an image under one seed."""
+        return self.samples + self.shuffled
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The result of :func:`measure`.
+    """What a process did.
 
     Attributes:
-        rows: an image after the other, in order of their names.
-        skipped: images that could not be read.
-        examples: for the picture.
-        seconds_per_image: of restoring, one sample, without reading, writing and measuring.
+        entries: finished now.
+        skipped: images that could not be used.
+        undefined: metric → why it has no value for some image.
     """
 
-    rows: list[Row]
+    entries: list[Entry]
     skipped: list[Skipped]
-    examples: list[Example]
-    seconds_per_image: float
+    undefined: dict[str, str]
 
 
 def mean_name(method: str, samples: int) -> str:
@@ -64,76 +79,16 @@ def shuffled_name(method: str) -> str:
     return f"{method} (shuffled LR)"
 
 
-@dataclass(eq=False)
-class _Collected:
-    """The samples of one image so far."""
-
-    image: BenchmarkImage
-    lq: Image8
-    truth: Image8
-    left: int
-    values: dict[str, list[float]] = field(default_factory=dict)
-    first: Image8 | None = None
-    total: ImageFloat | None = None
-    shuffled: dict[str, float] = field(default_factory=dict)
+def restored_file(out: Path, settings: Settings, name: str, seed: int) -> Path:
+    """Where the first sample under a seed is written: restored/, or restored_seed<n>/ of further seeds."""
+    folder = "restored" if seed == settings.seeds[0] else f"restored_seed{seed}"
+    return out / folder / f"{name}.png"
 
 
-def measure(
-    benchmark: Benchmark,
-    method: Method,
-    metrics: Sequence[Metric],
-    out: Path,
-    *,
-    seed: int,
-    samples: int,
-    shuffled: bool,
-    batch_size: int,
-    pictures: int,
-) -> Measured:
-    """Restore and measure a benchmark that has a ground truth.
-
-    Every image is measured as the 8-bit PNG that it is written as. Its noise follows from the seed, its name
-    and the sample's number, so neither order, batches nor other images change a result. With several samples
-    the method's rows hold the mean of the samples' values, and its "(mean of n)" rows the values of the
-    average image.
-
-    Args:
-        out: gets restored/<stem>.png (the first sample) and restored_mean/<stem>.png.
-        seed: the run's.
-        samples: restorations of each image.
-        shuffled: whether to restore each image from the next one's LR too.
-        batch_size: images of one size restored together.
-        pictures: number of examples to keep.
-    """
-    sink = _Sink(method, metrics, out, seed, samples, keep=_spread(benchmark.images, pictures))
-    skipped = list(benchmark.skipped)
-    donors = _donors(benchmark) if shuffled else None
-    total = len(benchmark.images) * (samples + bool(shuffled))
-    spent, done = 0.0, 0
-    by_size: dict[tuple[int, int], list[BenchmarkImage]] = {}
-    for image in benchmark.images:
-        by_size.setdefault(image.size, []).append(image)
-    # Few lines where nobody watches, as in a log file.
-    interval = 0.2 if sys.stderr.isatty() else 10
-    description = f"{benchmark.name}: {method.name}"
-    with tqdm(total=total, desc=description, unit="image", mininterval=interval) as progress:
-        for images in by_size.values():
-            work = _tasks(images, benchmark, seed, samples, donors, skipped, progress)
-            while batch := list(islice(work, batch_size)):
-                started = time.perf_counter()
-                try:
-                    restored = method.restore([task for _, _, task in batch])
-                except UnreadableImage:
-                    restored, batch = _one_by_one(method, batch, skipped)
-                spent, done = spent + time.perf_counter() - started, done + len(batch)
-                for (collected, sample, _), image_float in zip(batch, restored, strict=True):
-                    sink.add(collected, sample, image_float)
-                progress.update(len(batch))
-    rows = [row for name in sorted(sink.rows) for row in sink.rows[name]]
-    if not rows:
-        raise UserError(f"benchmark {benchmark.name}: none of its images could be read; get them again")
-    examples = [sink.examples[name] for name in sorted(sink.examples)]
-    return Measured(rows, sorted(skipped, key=lambda s: s.name), examples, spent / max(1, done))
+def mean_file(out: Path, settings: Settings, name: str, seed: int) -> Path:
+    """Where the average of the samples under a seed is written."""
+    folder = "restored_mean" if seed == settings.seeds[0] else f"restored_mean_seed{seed}"
+    return out / folder / f"{name}.png"
 
 
 def quantise(image: NDArray[np.floating]) -> Image8:
@@ -148,136 +103,200 @@ def fit(image: Image8, height: int, width: int) -> Image8:
     return np.pad(image, ((0, down), (0, right), (0, 0)), mode="symmetric")
 
 
-_Work = tuple[_Collected, int, Task]
+def write_restored(path: Path, image: Image8, facts: dict[str, Any]) -> None:
+    """Write uint8 (H, W, 3) as a PNG with ``facts`` as JSON in its text chunk ``dit4sr``."""
+    metadata = PngImagePlugin.PngInfo()
+    metadata.add_text("Software", "dit4sr")
+    metadata.add_itxt("dit4sr", json.dumps(facts, ensure_ascii=False, default=str))
+    with write_atomically(path) as temporary:
+        Image.fromarray(image).save(temporary, "PNG", pnginfo=metadata, compress_level=3)
 
 
-def _tasks(
-    images: Iterable[BenchmarkImage],
+@dataclass(eq=False)
+class _Collected:
+    """The samples of one atom so far."""
+
+    atom: Atom
+    lq: Image8
+    truth: Image8 | None
+    left: int
+    values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    total: ImageFloat | None = None
+    seconds: float = 0.0
+
+
+def measure(
     benchmark: Benchmark,
-    seed: int,
-    samples: int,
-    donors: dict[str, list[BenchmarkImage]] | None,
+    method: Method,
+    metrics: Sequence[Metric],
+    out: Path,
+    settings: Settings,
+    *,
+    group: Group,
+    journal: Journal,
+    finished: dict[Key, Entry],
+) -> Measured:
+    """Restore and measure this process's share of a benchmark.
+
+    Every image is measured as the 8-bit PNG that it is written as. Its noise follows from the seed, its name and
+    the sample's number, so neither order, batches nor other images change a result.
+
+    Args:
+        out: gets the restored images, see :func:`restored_file` and :func:`mean_file`.
+        group: this process takes every ``group.size``-th block.
+        journal: told of each atom when it is finished.
+        finished: atoms that an earlier run finished; blocks of nothing else are left out.
+
+    """
+    every = plan(benchmark, settings.seeds, settings.units, settings.batch_size)
+    todo = [block for block in every if any((a.image.name, a.seed) not in finished for a in block)]
+    mine = todo[group.rank :: group.size]
+    sink = _Sink(benchmark, method, metrics, out, settings, journal, finished)
+    others = donors(benchmark) if settings.shuffled else None
+    skipped: list[Skipped] = []
+    # Few lines where nobody watches, as in a log file.
+    interval = 0.2 if sys.stderr.isatty() else 10
+    words = f"{benchmark.name}: {method.name}"
+    total, before = (
+        sum(len(b) for b in blocks) * settings.units for blocks in (every, [b for b in every if b not in todo])
+    )
+    with tqdm(
+        total=total, initial=before, desc=words, unit="image", mininterval=interval, disable=not group.first
+    ) as bar:
+        for block in mine:
+            _restore_block(block, method, settings, sink, others, skipped, benchmark.checked)
+            bar.update(len(block) * settings.units * group.size)
+    return Measured(sink.entries, skipped, sink.undefined)
+
+
+_Unit = tuple[_Collected, int, Task]
+
+
+def _restore_block(
+    block: Block,
+    method: Method,
+    settings: Settings,
+    sink: _Sink,
+    others: dict[str, list[BenchmarkImage]] | None,
     skipped: list[Skipped],
-    progress: tqdm,
-) -> Iterator[_Work]:
-    """Read images one by one and yield what is to be done; unreadable ones are added to ``skipped``."""
-    for image in images:
-        assert image.hq is not None
-        try:
-            lq, truth = _read(image.lq, image.size), _read(image.hq, image.target)
-        except UnreadableImage as error:
-            skipped.append(Skipped(image.name, str(error)))
-            progress.total -= samples + (donors is not None)
+    checked: bool,
+) -> None:
+    units: list[_Unit] = []
+    for atom in block:
+        pair = read_pair(atom.image, checked)
+        if isinstance(pair, Skipped):
+            skipped.append(pair)
             continue
-        collected = _Collected(image, lq, truth, left=samples + (donors is not None))
-        seeds = [noise_seed(seed, image.name, k) for k in range(samples)]
-        for k in range(samples):
-            yield collected, k, Task(image, lq, seeds[k])
-        if donors is not None:
-            other = fit(_first_readable(donors[image.name]), *image.size)
-            yield collected, SHUFFLED, Task(image, other, seeds[0])
-
-
-def _read(path: Path, size: tuple[int, int]) -> Image8:
-    try:
-        image = read_image(path)
-    except UnreadableImage as error:
-        raise UnreadableImage(f"{path}: {error}") from error
-    except OSError as error:
-        raise UnreadableImage(f"{path}: {error.strerror}") from error
-    if image.shape[:2] != size:
-        raise UnreadableImage(f"{path}: its pixels are {image.shape[:2]} where its header says {size}")
-    return image
-
-
-def _donors(benchmark: Benchmark) -> dict[str, list[BenchmarkImage]]:
-    """For each image the others, from the next one on: a cyclic shift leaves none in its place."""
-    images = list(benchmark.images)
-    return {image.name: images[i + 1 :] + images[:i] for i, image in enumerate(images)}
+        collected = _Collected(atom, *pair, left=settings.units)
+        seeds = [noise_seed(atom.seed, atom.image.name, k) for k in range(settings.samples)]
+        units += [(collected, k, Task(atom.image, collected.lq, seeds[k])) for k in range(settings.samples)]
+        if others is not None:
+            other = fit(_first_readable(others[atom.image.name]), *atom.image.size)
+            units.append((collected, SHUFFLED, Task(atom.image, other, seeds[0])))
+    if not units:
+        return
+    for part in batches(len(units), settings.batch_size):
+        batch = units[part]
+        started = time.perf_counter()
+        try:
+            restored = method.restore([task for _, _, task in batch])
+        except UnreadableImage:
+            restored, batch = _one_by_one(method, batch, skipped)
+        seconds = (time.perf_counter() - started) / max(1, len(batch))
+        for (collected, sample, _), image in zip(batch, restored, strict=True):
+            collected.seconds += seconds
+            sink.add(collected, sample, image)
 
 
 def _first_readable(images: Iterable[BenchmarkImage]) -> Image8:
     for image in images:
         try:
-            return _read(image.lq, image.size)
+            return read_sized(image.lq, image.size)
         except UnreadableImage:
             continue
     raise UserError("shuffled=true needs two readable images")
 
 
-def _one_by_one(method: Method, batch: list[_Work], skipped: list[Skipped]) -> tuple[list[ImageFloat], list[_Work]]:
+def _one_by_one(method: Method, batch: list[_Unit], skipped: list[Skipped]) -> tuple[list[ImageFloat], list[_Unit]]:
     """A batch in which the method's own image of some task cannot be read: the others."""
     restored, kept = [], []
-    for work in batch:
+    for unit in batch:
         try:
-            restored += method.restore([work[2]])
-            kept.append(work)
+            restored += method.restore([unit[2]])
+            kept.append(unit)
         except UnreadableImage as error:
-            skipped.append(Skipped(work[2].image.name, f"of {method.name}: {error}"))
+            skipped.append(Skipped(unit[2].image.name, f"of {method.name}: {error}"))
     return restored, kept
 
 
-def _spread(images: Sequence[BenchmarkImage], count: int) -> set[str]:
-    """Names of that many images, spread evenly."""
-    count = min(count, len(images))
-    return {images[i * len(images) // count].name for i in range(count)}
-
-
 class _Sink:
-    """Takes restored images, writes and measures them, and lets them go."""
+    """Takes restored images, writes and measures them, notes what is finished, and lets them go."""
 
     def __init__(
-        self, method: Method, metrics: Sequence[Metric], out: Path, seed: int, samples: int, keep: set[str]
+        self,
+        benchmark: Benchmark,
+        method: Method,
+        metrics: Sequence[Metric],
+        out: Path,
+        settings: Settings,
+        journal: Journal,
+        finished: dict[Key, Entry],
     ) -> None:
-        self.method, self.metrics, self.out = method, metrics, out
-        self.seed, self.samples, self.keep = seed, samples, keep
+        self.method, self.metrics, self.out, self.settings = method, metrics, out, settings
+        self.journal, self.finished = journal, finished
+        self.facts = {"benchmark": benchmark.name, "method": {"name": method.name, **method.settings}}
         self.bicubic = Bicubic()
-        self.rows: dict[str, list[Row]] = {}
-        self.examples: dict[str, Example] = {}
-        self.pyiqa = pyiqa_version()
+        self.entries: list[Entry] = []
+        self.undefined: dict[str, str] = {}
 
     def add(self, collected: _Collected, sample: int, restored: ImageFloat) -> None:
-        """Take one restored image; when all of its samples are there, make its rows."""
+        """Take one restored image; when all of its atom's are there, note it."""
+        atom, name = collected.atom, self.method.name
         image = quantise(restored)
-        values = self.score(image, collected.truth)
-        if sample == SHUFFLED:
-            collected.shuffled = values
-        else:
-            for name, value in values.items():
-                collected.values.setdefault(name, []).append(value)
-            collected.total = restored if collected.total is None else collected.total + restored
+        self.score(collected, shuffled_name(name) if sample == SHUFFLED else name, image)
+        if sample != SHUFFLED:
+            if self.settings.samples > 1:
+                collected.total = restored if collected.total is None else collected.total + restored
             if sample == 0:
-                collected.first = image
-                write_png(self.out / "restored" / f"{collected.image.name}.png", image)
+                self.write(restored_file(self.out, self.settings, atom.image.name, atom.seed), image, atom, "first")
         collected.left -= 1
         if not collected.left:
             self.finish(collected)
 
-    def score(self, restored: Image8, truth: Image8) -> dict[str, float]:
-        """Value by metric."""
-        return {metric.name: metric(restored, truth) for metric in self.metrics}
+    def score(self, collected: _Collected, method: str, image: Image8) -> None:
+        """Measure an image of a method; what a metric cannot take has the value NaN."""
+        values = collected.values.setdefault(method, {})
+        for metric in self.metrics:
+            try:
+                value = metric(image, collected.truth)
+            except (ValueError, AssertionError, RuntimeError) as error:
+                if isinstance(error, NotImplementedError) or "out of memory" in str(error):
+                    raise
+                value = float("nan")
+                self.undefined.setdefault(
+                    metric.name, f"{collected.atom.image.name}: {' '.join(str(error).split())[:160]}"
+                )
+            values.setdefault(metric.name, []).append(value)
+
+    def write(self, path: Path, image: Image8, atom: Atom, which: str) -> None:
+        """Write a restored image with what it came from."""
+        if self.settings.write:
+            facts = {**self.facts, "image": atom.image.name, "seed": atom.seed, "prompt": atom.image.prompt}
+            write_restored(path, image, {**facts, "sample": which})
 
     def finish(self, collected: _Collected) -> None:
-        """Rows, the average and the example of an image that is complete."""
-        name, truth = collected.image.name, collected.truth
-        assert collected.first is not None and collected.total is not None
-        bicubic = collected.first
-        values: dict[str, dict[str, float]] = {}
-        if self.method.name != self.bicubic.name:
-            bicubic = quantise(self.bicubic.restore([Task(collected.image, collected.lq, 0)])[0])
-            values[self.bicubic.name] = self.score(bicubic, truth)
-        values[self.method.name] = {metric: float(np.mean(v)) for metric, v in collected.values.items()}
-        mean = None
-        if self.samples > 1:
-            mean = quantise(collected.total / self.samples)
-            write_png(self.out / "restored_mean" / f"{name}.png", mean)
-            values[mean_name(self.method.name, self.samples)] = self.score(mean, truth)
-        if collected.shuffled:
-            values[shuffled_name(self.method.name)] = collected.shuffled
-        self.rows[name] = [
-            Row(name, method, m.name, scores[m.name], m.protocol, m.channel, m.border, self.pyiqa, self.seed)
-            for method, scores in values.items()
-            for m in self.metrics
-        ]
-        if name in self.keep:
-            self.examples[name] = Example(name, collected.lq, bicubic, collected.first, mean, truth)
+        """The baseline and the average of an atom that is complete; then it is noted."""
+        atom, samples = collected.atom, self.settings.samples
+        # Bicubic upsampling does not depend on the seed: once is enough.
+        if self.method.name != self.bicubic.name and atom.seed == self.settings.seeds[0]:
+            bicubic = self.bicubic.restore([Task(atom.image, collected.lq, 0)])[0]
+            self.score(collected, self.bicubic.name, quantise(bicubic))
+        if samples > 1 and collected.total is not None:
+            mean = quantise(collected.total / samples)
+            path = mean_file(self.out, self.settings, atom.image.name, atom.seed)
+            self.write(path, mean, atom, f"mean of {samples}")
+            self.score(collected, mean_name(self.method.name, samples), mean)
+        entry = Entry(atom.image.name, atom.seed, collected.values, collected.seconds)
+        if entry.key not in self.finished:
+            self.journal.add(entry)
+            self.entries.append(entry)

@@ -1,4 +1,4 @@
-"""What is measured: a trained network, bicubic upsampling, or images that another method restored."""
+"""What is measured: a network of ours or of others, bicubic upsampling, or images that a method restored."""
 
 from __future__ import annotations
 
@@ -129,15 +129,28 @@ def build_method(config: dict[str, Any], benchmark: Benchmark, explicit: Collect
         return _folder(config["method"], benchmark)
     if name == "checkpoint":
         return _checkpoint(config, benchmark, explicit)
-    raise UserError(f"method.name={name!r}: choose checkpoint, bicubic or folder")
+    if name == "spandrel":
+        from dit4sr.evaluation.foreign import load_foreign
+
+        return load_foreign(config["method"], benchmark, config["device"])
+    raise UserError(f"method.name={name!r}: choose checkpoint, bicubic, folder or spandrel")
 
 
 def _folder(config: Mapping[str, Any], benchmark: Benchmark) -> Folder:
     if config["path"] is None:
         raise UserError("method=folder needs method.path=<folder of restored images>")
-    folder = Path(config["path"])
+    folder = Path(config["path"]).expanduser()
     if not folder.is_dir():
         raise UserError(f"method.path={folder} is no folder: give the one with the restored images")
+    return restored_folder(folder, config["label"] or folder.resolve().name, benchmark)
+
+
+def restored_folder(folder: Path, name: str, benchmark: Benchmark) -> Folder:
+    """A folder of restored images, each found by its stem, checked to be this benchmark's.
+
+    Raises:
+        UserError: images are missing, have other sizes, or show other things than the LR images of their names.
+    """
     files = by_stem(image_files(folder), folder)
     if missing := [image.name for image in benchmark.images if image.name not in files]:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
@@ -145,9 +158,21 @@ def _folder(config: Mapping[str, Any], benchmark: Benchmark) -> Folder:
             f"{folder} has no image for {', '.join(missing[:5])}{more} of benchmark {benchmark.name} "
             "(matched by stem): restore them too"
         )
-    for image in benchmark.images:
+    images = benchmark.images
+    for image in images:
         _check_size(files[image.name], image)
-    return Folder(config["label"] or folder.resolve().name, files, {"path": str(folder)})
+    if benchmark.checked:
+        from dit4sr.evaluation.pairing import mispaired
+
+        sizes = [image.size for image in images]
+        names = [image.name for image in images]
+        if wrong := mispaired(names, [i.lq for i in images], [files[n] for n in names], sizes):
+            more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+            raise UserError(
+                f"{folder}: {len(wrong)} images show something else than the LR images of their names: "
+                f"{', '.join(wrong[:5])}{more}; name them rightly, or pass benchmark.allow_incomplete=true"
+            )
+    return Folder(name, files, {"path": str(folder)})
 
 
 def _check_size(path: Path, image: BenchmarkImage) -> None:
@@ -180,5 +205,6 @@ def _checkpoint(config: dict[str, Any], benchmark: Benchmark, explicit: Collecti
         "sampler": config["sampler"],
         "tile": config["backbone"]["tile"],
         "device": str(restorer.device),
+        **{key: trained.config[key] for key in ("injection_scale",) if key in trained.config},
     }
     return Checkpoint(config["model"]["name"], restorer, benchmark.upscale, settings)

@@ -1,32 +1,37 @@
-"""Metrics against the ground truth, each with the protocol that its number depends on.
+"""The metrics of an evaluation, each with the protocol and the variant that its number depends on.
 
-Images are uint8 (H, W, 3), RGB. PSNR and SSIM are pyiqa's; the published numbers of this family are those
-of protocol ``ycbcr`` with border 0. The other protocols differ by up to 1.6 dB on the same files, so every
-row of a table states its own.
+Images are uint8 (H, W, 3), RGB. Values are pyiqa's. PSNR and SSIM of this family's papers are those of protocol
+``ycbcr``; the other protocols differ by up to 1.6 dB on the same files, so every row of a table states its own.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from dit4sr.errors import UserError
+from dit4sr.evaluation.catalogue import KNOWN, SET_METRICS, Better, Known
+from dit4sr.evaluation.fidelity import Image8, check_sizes, gradient_energy, luma, psnr_y, ssim_y
 
-if TYPE_CHECKING:
-    from torch import Tensor
+__all__ = [
+    "PROTOCOLS",
+    "Better",
+    "Image8",
+    "Metric",
+    "MetricSet",
+    "Missing",
+    "Protocol",
+    "build_metrics",
+    "gradient_energy",
+    "luma",
+    "psnr_y",
+    "pyiqa_version",
+    "ssim_y",
+]
 
-Image8 = NDArray[np.uint8]
-Better = Literal["higher", "lower", "one"]
-"""Which values are better: high ones, low ones, or those near 1."""
-
-LEAST_SIDE = 11
-"""Pixels: the side of SSIM's window."""
+PEAK = "255"
+"""Data range of PSNR and SSIM under every protocol: the peak of 8-bit images, also for luma in [16, 235]."""
 
 
 @dataclass(frozen=True)
@@ -35,20 +40,33 @@ class Protocol:
 
     Attributes:
         channel: Y or RGB.
-        options: pyiqa's, that choose it.
+        border: pixels cut off each side before measuring.
+        options: pyiqa's, that choose the channel.
     """
 
     channel: str
+    border: int
     options: Mapping[str, Any]
 
 
+_YCBCR = {"test_y_channel": True, "color_space": "ycbcr"}
+_YIQ = {"test_y_channel": True, "color_space": "yiq"}
+_RGB = {"test_y_channel": False}
+
 PROTOCOLS: Mapping[str, Protocol] = {
-    # BT.601 luma in [16, 235]: the published one.
-    "ycbcr": Protocol("Y", {"test_y_channel": True, "color_space": "ycbcr"}),
+    # BT.601 luma in [16, 235]: OSEDiff's and DiT4SR's published numbers.
+    "ycbcr": Protocol("Y", 0, _YCBCR),
+    # SeeSR's: the same after cutting the upscaling factor's pixels off.
+    "ycbcr_crop4": Protocol("Y", 4, _YCBCR),
     # Full-range luma, pyiqa's default: 20·log10(255/219) = 1.32 dB lower.
-    "yiq": Protocol("Y", {"test_y_channel": True, "color_space": "yiq"}),
-    "rgb": Protocol("RGB", {"test_y_channel": False}),
+    "yiq": Protocol("Y", 0, _YIQ),
+    "yiq_crop4": Protocol("Y", 4, _YIQ),
+    "rgb": Protocol("RGB", 0, _RGB),
+    "rgb_crop4": Protocol("RGB", 4, _RGB),
 }
+
+DEFAULT = "default"
+"""The protocol's name in rows of metrics that have but one."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +74,13 @@ class Metric:
     """A metric with its protocol.
 
     Attributes:
-        name: in tables and files.
-        better: see :data:`Better`.
+        name: in tables and files: pyiqa's, and ``name@protocol`` where it is not the run's protocol.
+        better: see :data:`dit4sr.evaluation.catalogue.Better`.
         digits: after the point, in tables.
-        protocol, channel, border: as stated in every row.
-        score: (restored, ground truth), uint8 (H, W, 3) of one size → the value.
+        protocol, channel, border, variant, data_range: as stated in every row.
+        reference: whether the ground truth is needed.
+        least_side: pixels that both sides of an image need, its border included.
+        score: (restored, ground truth or None), uint8 (H, W, 3) of one size → the value.
     """
 
     name: str
@@ -69,76 +89,166 @@ class Metric:
     protocol: str
     channel: str
     border: int
-    score: Callable[[Image8, Image8], float] = field(repr=False, compare=False)
+    score: Callable[[Image8, Image8 | None], float] = field(repr=False, compare=False)
+    reference: bool = True
+    variant: str = ""
+    data_range: str = ""
+    least_side: int = 1
 
-    def __call__(self, restored: Image8, truth: Image8) -> float:
+    def __call__(self, restored: Image8, truth: Image8 | None = None) -> float:
         """The value for one image, its border cut off first.
 
         Raises:
-            ValueError: for images of different sizes.
+            ValueError: for images of different sizes, too small ones, or without the ground truth it needs.
         """
-        if restored.shape != truth.shape:
-            raise ValueError(f"images of {restored.shape} and {truth.shape} cannot be compared")
-        b = self.border
-        if b:
-            restored, truth = restored[b:-b, b:-b], truth[b:-b, b:-b]
-        return self.score(restored, truth)
+        if self.reference:
+            if truth is None:
+                raise ValueError(f"{self.name} needs a ground truth")
+            check_sizes(restored, truth)
+        if min(restored.shape[:2]) < self.least_side:
+            height, width = restored.shape[:2]
+            raise ValueError(f"{width}×{height}: {self.name} needs {self.least_side} pixels a side")
+        if b := self.border:
+            restored = restored[b:-b, b:-b]
+            truth = None if truth is None else truth[b:-b, b:-b]
+        return self.score(restored, truth if self.reference else None)
+
+    def facts(self) -> dict[str, Any]:
+        """What the number depends on, as the summary states it."""
+        names = ("better", "protocol", "channel", "border", "variant", "data_range", "reference", "digits")
+        return {name: getattr(self, name) for name in names}
 
 
-def build_metrics(config: Mapping[str, Any]) -> tuple[Metric, ...]:
-    """The metrics of configs/metrics, in its order.
+@dataclass(frozen=True)
+class Missing:
+    """A metric that cannot be computed here.
+
+    Attributes:
+        metric: its name.
+        reason: which file it wants and where to put it, or what is wrong with the file.
+        files: the files' names.
+    """
+
+    metric: str
+    reason: str
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class MetricSet:
+    """The metrics of a run.
+
+    Attributes:
+        metrics: of single images, in the config's order.
+        missing: those whose weights are not here.
+        of_sets: FID, where it was asked for and its weights are here.
+    """
+
+    metrics: tuple[Metric, ...]
+    missing: tuple[Missing, ...] = ()
+    of_sets: tuple[str, ...] = ()
+
+
+def build_metrics(config: Mapping[str, Any], device: str = "cpu") -> MetricSet:
+    """The metrics of configs/metrics, in its order; networks are loaded, and those without weights reported.
+
+    Args:
+        config: ``names``, ``protocol``, ``border`` and, optionally, ``weights_dir``, ``niqe_parameters`` and ``fid``.
+        device: of the metrics that are networks.
 
     Raises:
         UserError: for an unknown metric or protocol, a negative border, or where pyiqa is not installed.
     """
-    protocol, border = config["protocol"], config["border"]
-    if protocol not in PROTOCOLS:
-        raise UserError(f"metrics.protocol={protocol!r}: choose one of {', '.join(PROTOCOLS)}")
-    if border < 0:
-        raise UserError(f"metrics.border={border}: give the number of pixels to cut off, 0 or more")
-    known = {
-        "psnr": Metric("psnr", "higher", 2, protocol, PROTOCOLS[protocol].channel, border, _by_pyiqa("psnr", protocol)),
-        "ssim": Metric("ssim", "higher", 4, protocol, PROTOCOLS[protocol].channel, border, _by_pyiqa("ssim", protocol)),
-        "gradient_energy": Metric("gradient_energy", "one", 3, "ycbcr", "Y", border, gradient_energy),
-    }
-    if unknown := [name for name in config["names"] if name not in known]:
-        raise UserError(f"metrics: unknown {', '.join(unknown)}; there are {', '.join(known)}")
+    wanted = parse_names(config)
     pyiqa_version()
-    return tuple(known[name] for name in config["names"])
+    from dit4sr.evaluation.weights import MissingWeights, WeightsFolder, create, create_network
+
+    folder = WeightsFolder.from_config(config)
+    metrics, missing, of_sets = [], [], []
+    for name, base, protocol in wanted:
+        known = KNOWN[base]
+        try:
+            if base in SET_METRICS:
+                create_network(base, known, folder, device)
+                of_sets.append(name)
+            else:
+                metrics.append(_metric(name, base, known, protocol, config["border"], folder, device, create))
+        except MissingWeights as error:
+            missing.append(Missing(name, str(error), error.files))
+    return MetricSet(tuple(metrics), tuple(missing), tuple(of_sets))
 
 
-def psnr_y(restored: Image8, truth: Image8) -> float:
-    """PSNR in dB on BT.601 luma of [0, 1], no border cut; 80 for equal images."""
-    return _by_pyiqa("psnr", "ycbcr")(restored, truth)
+def parse_names(config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(name, metric, protocol) of each metric that a config names; nothing is loaded.
 
-
-def ssim_y(restored: Image8, truth: Image8) -> float:
-    """SSIM on BT.601 luma rounded to 8 bits: 11×11 Gaussian window of σ 1.5, no border cut."""
-    return _by_pyiqa("ssim", "ycbcr")(restored, truth)
-
-
-def gradient_energy(restored: Image8, truth: Image8) -> float:
-    """Gradient energy of the restored image relative to the ground truth's: a measure of sharpness.
-
-    The energy is the mean squared forward difference of BT.601 luma, E(Y) = ⟨(Y[i, j+1] − Y[i, j])²⟩ +
-    ⟨(Y[i+1, j] − Y[i, j])²⟩, each mean over the differences there are; the value is E(restored) / E(truth).
-    1 is as much fine detail as the ground truth has, below 1 too smooth, above 1 too rough. It does not say
-    whether the detail is right.
-
-    Returns:
-        The ratio, at least 0; NaN for a flat ground truth.
+    Raises:
+        UserError: see :func:`build_metrics`.
     """
-    energy, reference = _energy(luma(restored)), _energy(luma(truth))
-    return energy / reference if reference > 0 else float("nan")
+    default, border, names = config["protocol"], config["border"], config["names"]
+    if isinstance(names, str):
+        names = [names]
+    if not isinstance(names, list | tuple) or not names:
+        raise UserError(f"metrics.names={names}: give a list such as [psnr,ssim]")
+    if border is not None and (not isinstance(border, int) or isinstance(border, bool) or border < 0):
+        raise UserError(
+            f"metrics.border={border}: give the number of pixels to cut off, 0 or more, or null for the protocol's"
+        )
+    wanted: list[tuple[str, str, str]] = []
+    for name in [*names, *(["fid"] if config.get("fid") and "fid" not in names else [])]:
+        base, at, protocol = str(name).partition("@")
+        protocol = protocol if at else default
+        if base not in KNOWN:
+            raise UserError(f"metrics: unknown {base}; there are {', '.join(KNOWN)}")
+        if protocol not in PROTOCOLS:
+            raise UserError(f"metrics.protocol={protocol!r}: choose one of {', '.join(PROTOCOLS)}")
+        if at and not KNOWN[base].protocols:
+            raise UserError(f"metrics: {name}: {base} has one protocol; leave @{protocol} out")
+        shown = base if protocol == default else f"{base}@{protocol}"
+        if shown in (w[0] for w in wanted):
+            raise UserError(f"metrics.names has {shown} twice")
+        wanted.append((shown, base, protocol))
+    return wanted
 
 
-def luma(image: Image8) -> NDArray[np.float64]:
-    """uint8 RGB (…, 3) → BT.601 luma (…), on the scale of [16, 235], unrounded."""
-    return image.astype(np.float64) @ np.array([65.481, 128.553, 24.966]) / 255 + 16
+def _metric(
+    name: str,
+    base: str,
+    known: Known,
+    protocol: str,
+    border: int | None,
+    folder: Any,
+    device: str,
+    create: Callable[..., Callable[[Image8, Image8 | None], float]],
+) -> Metric:
+    named = PROTOCOLS[protocol]
+    cut = named.border if border is None else border
+    facts: dict[str, Any] = {"reference": known.reference, "variant": known.variant}
+    if base == "gradient_energy":
+        score: Callable[[Image8, Image8 | None], float] = _gradient_energy
+        return Metric(name, known.better, known.digits, "ycbcr", "Y", cut, score, least_side=2 + 2 * cut, **facts)
+    if known.protocols:
+        score = create(base, known, folder, device, named.options)
+        return Metric(
+            name,
+            known.better,
+            known.digits,
+            protocol,
+            named.channel,
+            cut,
+            score,
+            least_side=known.least_side + 2 * cut,
+            data_range=PEAK,
+            **facts,
+        )
+    score = create(base, known, folder, device, known.options)
+    return Metric(
+        name, known.better, known.digits, DEFAULT, known.channel, 0, score, least_side=known.least_side, **facts
+    )
 
 
-def _energy(y: NDArray[np.float64]) -> float:
-    return float(np.square(np.diff(y, axis=0)).mean() + np.square(np.diff(y, axis=1)).mean())
+def _gradient_energy(restored: Image8, truth: Image8 | None) -> float:
+    assert truth is not None
+    return gradient_energy(restored, truth)
 
 
 def pyiqa_version() -> str:
@@ -153,29 +263,3 @@ def pyiqa_version() -> str:
         return version("pyiqa")
     except PackageNotFoundError as error:
         raise UserError('the metrics need pyiqa: pip install "pyiqa>=0.1.16" "setuptools<81"') from error
-
-
-def _by_pyiqa(name: str, protocol: str) -> Callable[[Image8, Image8], float]:
-    def score(restored: Image8, truth: Image8) -> float:
-        if min(truth.shape[:2]) < LEAST_SIDE:
-            raise ValueError(f"image of {truth.shape[:2]}: {name} needs {LEAST_SIDE} pixels a side")
-        return float(_pyiqa_metric(name, protocol)(_unit(restored), _unit(truth)))
-
-    return score
-
-
-@cache
-def _pyiqa_metric(name: str, protocol: str) -> Any:
-    pyiqa_version()
-    try:
-        from pyiqa import create_metric  # late: it takes seconds, and only evaluation needs it
-    except ImportError as error:
-        raise UserError(f'pyiqa cannot be imported ({error}): pip install "pyiqa>=0.1.16" "setuptools<81"') from error
-    logging.getLogger("pyiqa").setLevel(logging.WARNING)  # it tells of every metric that it makes
-    return create_metric(name, device="cpu", **PROTOCOLS[protocol].options)
-
-
-def _unit(image: Image8) -> Tensor:
-    from dit4sr.images import from_hwc
-
-    return from_hwc(image)

@@ -2,76 +2,137 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from dit4sr.errors import UserError
+from dit4sr.evaluation.processes import Group, leave, spawn, torchrun_group
 
 if TYPE_CHECKING:
     from dit4sr.evaluation.benchmarks import Benchmark
+    from dit4sr.evaluation.measuring import Settings
     from dit4sr.evaluation.methods import Method
+    from dit4sr.evaluation.metrics import MetricSet
+
+JOURNAL = "journal"
+"""Folder, in the run's, of what is finished."""
+
+MOST_SEED = 2**63 - 1
 
 
 def run(config: DictConfig, explicit: Collection[str] = ()) -> int:
     """Evaluate one method and the bicubic baseline on one benchmark.
 
-    Writes into ``config.out``: per_image.csv, summary.json, table.md, comparison.png, config.yaml,
-    restored/<stem>.png and, with several samples, restored_mean/<stem>.png.
+    Writes into ``config.out``: per_image.csv and .parquet, timing.csv, summary.json, table.md, comparison.png,
+    config.yaml, restored/<stem>.png, journal/ and, with several samples or seeds, restored_mean/<stem>.png and
+    restored_seed<n>/<stem>.png. A killed evaluation continues when the same command runs again. With ``report`` it
+    evaluates nothing, but merges evaluations: see :func:`dit4sr.evaluation.reports.run.report`.
 
     Args:
         config: configs/evaluate.yaml, composed.
         explicit: names of the settings that the command line set.
 
     Returns:
-        0 when done, 1 when images of the benchmark could not be read (they are listed).
+        0 when done, also where metrics are missing for want of weights (they are listed); 1 when images of the
+        benchmark could not be used (they are listed).
 
     Raises:
         UserError: for a config or an input that the user can mend.
     """
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    for name in ("samples", "batch_size", "pictures"):
-        if plain[name] < 1:
-            raise UserError(f"{name}={plain[name]}: give 1 or more")
-    benchmark = find_benchmark(plain, explicit)
+    if plain.get("report") is not None:
+        from dit4sr.evaluation.reports.run import report
+
+        return report(plain, explicit)
+    check_settings(plain)
+    if plain["prefetch"] or plain["calibrate"]:
+        return _about_metrics(plain)
+    if plain["metrics_only"]:
+        from dit4sr.evaluation.rescoring import earlier_config
+
+        plain = earlier_config(plain, explicit)
+    if (group := torchrun_group()) is not None:
+        try:
+            return evaluate(group, plain, explicit)
+        finally:
+            leave()
+    if plain["processes"] > 1:
+        # What can be wrong with the input is said here, before processes start.
+        find_benchmark(plain, explicit)
+        return spawn(plain["processes"], evaluate, plain, list(explicit))
+    return evaluate(Group(), plain, explicit)
+
+
+def evaluate(group: Group, config: dict[str, Any], explicit: Collection[str]) -> int:
+    """Evaluate as one process of a group; see :func:`run`."""
+    from dit4sr.evaluation.metrics import parse_names
+    from dit4sr.evaluation.prompting import with_captions
+    from dit4sr.prompts.captions import build_captions
+
+    captions = build_captions(config)
+    parse_names(config["metrics"])
+    # By the first process alone: it may download, unpack or make the images, or caption them.
+    benchmark: Benchmark = group.first_does(lambda: find_benchmark(config, explicit, captions.fixed))
+    config["out"] = group.first_does(lambda: str(config["out"]))
+    if config["method"]["name"] == "checkpoint" and not config["metrics_only"]:
+        benchmark = group.first_does(lambda: with_captions(benchmark, captions))
 
     # Late: these import torch, which takes seconds, and a missing folder is known already.
-    from dit4sr.evaluation.measuring import measure
-    from dit4sr.evaluation.methods import build_method
+    from dit4sr.evaluation import journal
+    from dit4sr.evaluation.measuring import measure, restored_file
     from dit4sr.evaluation.metrics import build_metrics
-    from dit4sr.evaluation.reporting import write_report
-    from dit4sr.provenance import write_run_config
+    from dit4sr.evaluation.results import gather
+    from dit4sr.restoration.loading import resolve_device
 
-    metrics = build_metrics(plain["metrics"])
-    if not benchmark.has_ground_truth:
-        raise UserError(
-            f"benchmark {benchmark.name} has no ground truth; metrics={plain['metrics']['name']} needs one: "
-            "restore its photos by python restore.py"
+    out = Path(config["out"])
+    config["device"] = group.device(config["device"])
+    settings, method = _method(out, config, benchmark, explicit)
+    device = str(resolve_device(config["device"]))
+    metrics, not_applicable = _applicable(build_metrics(config["metrics"], device), benchmark)
+    check_controls(config, benchmark, method)
+
+    folder = out / (f"{JOURNAL}_metrics_only" if config["metrics_only"] else JOURNAL)
+    group.first_does(lambda: _begin(out, folder, config, _identity(config, benchmark, method, metrics)))
+    finished = {
+        key: entry
+        for key, entry in journal.read(folder).items()
+        if not settings.write or restored_file(out, settings, *key).is_file()
+    }
+    names = {image.name for image in benchmark.images}
+    finished = {k: e for k, e in finished.items() if e.image in names and e.seed in settings.seeds}
+    if finished and group.first:
+        print(f"{len(finished)} of {len(names) * len(settings.seeds)} images are finished: they are kept")
+    group.gather(None)  # all have read before one writes
+    file = journal.Journal(folder, group.rank)
+    try:
+        measured = measure(
+            benchmark, method, metrics.metrics, out, settings, group=group, journal=file, finished=finished
         )
-    method = build_method(plain, benchmark, explicit)
-    check_controls(plain, benchmark, method)
+    finally:
+        file.close()
+    results = gather(benchmark, method, metrics.metrics, settings, finished.values(), measured, group)
+    if not results.rows:
+        raise UserError(
+            f"benchmark {benchmark.name}: none of its images could be read"
+            + (f" ({results.skipped[0].name}: {results.skipped[0].reason})" if results.skipped else "")
+            + "; get them again"
+        )
+    memory = max(group.gather(peak_memory(device)))
 
-    out = Path(plain["out"])
-    write_run_config(out, OmegaConf.create(plain))
-    result = measure(
-        benchmark,
-        method,
-        metrics,
-        out,
-        seed=plain["seed"],
-        samples=plain["samples"],
-        shuffled=plain["shuffled"],
-        batch_size=plain["batch_size"],
-        pictures=plain["pictures"],
-    )
-    write_report(out, benchmark, method, metrics, result, plain)
-    return 1 if result.skipped else 0
+    def finish() -> None:
+        from dit4sr.evaluation.finishing import finish_run
+
+        finish_run(out, benchmark, method, metrics, not_applicable, results, settings, config, device, memory)
+
+    group.first_does(finish)
+    return 1 if results.skipped else 0
 
 
-def find_benchmark(config: dict[str, Any], explicit: Collection[str]) -> Benchmark:
-    """The benchmark, made first where it is the embedded one; with the prompts that ``prompt`` chooses.
+def find_benchmark(config: dict[str, Any], explicit: Collection[str], fixed_prompt: str | None = None) -> Benchmark:
+    """The benchmark, fetched or made first where that is asked for; with its own prompts, or a fixed one.
 
     Raises:
         UserError: see :func:`dit4sr.evaluation.benchmarks.load_benchmark`.
@@ -82,11 +143,39 @@ def find_benchmark(config: dict[str, Any], explicit: Collection[str]) -> Benchma
         from dit4sr.data.prepare import ensure_embedded
 
         ensure_embedded(config["paths"]["data"])
+    if config["benchmark"].get("download"):
+        from dit4sr.evaluation.fetching import fetch_benchmark
+
+        fetch_benchmark(config["benchmark"], Path(config["paths"]["benchmarks"]).expanduser())
     return load_benchmark(
         config["benchmark"],
-        fixed_prompt=config["prompt"]["fixed"],
+        fixed_prompt=fixed_prompt,
         prompts_required="benchmark.prompts" in explicit,
     )
+
+
+def check_settings(config: dict[str, Any]) -> None:
+    """Refuse settings of the wrong kind; ``seeds`` becomes a list.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    for name in ("samples", "batch_size", "pictures", "processes"):
+        if not _whole(config[name]) or config[name] < 1:
+            raise UserError(f"{name}={config[name]}: give 1 or more")
+    for name in ("shuffled", "metrics_only", "prefetch", "calibrate"):
+        if not isinstance(config[name], bool):
+            raise UserError(f"{name}={config[name]}: give true or false")
+    if config["resume"] not in ("auto", "never"):
+        raise UserError(f"resume={config['resume']}: choose auto or never")
+    if not _whole(config["seed"]) or not 0 <= config["seed"] <= MOST_SEED:
+        raise UserError(f"seed={config['seed']}: give a whole number, 0 or more")
+    seeds = config["seeds"] if isinstance(config["seeds"], list) else [config["seeds"]]
+    if config["seeds"] is None:
+        seeds = [config["seed"]]
+    if not seeds or not all(_whole(seed) and 0 <= seed <= MOST_SEED for seed in seeds) or len({*seeds}) < len(seeds):
+        raise UserError(f"seeds={config['seeds']}: give different whole numbers, such as [0,1,2]")
+    config["seeds"] = seeds
 
 
 def check_controls(config: dict[str, Any], benchmark: Benchmark, method: Method) -> None:
@@ -95,9 +184,96 @@ def check_controls(config: dict[str, Any], benchmark: Benchmark, method: Method)
     Raises:
         UserError: saying which.
     """
-    if config["samples"] > 1 and not method.samples:
-        raise UserError(f"samples={config['samples']}: {method.name} has one result an image; use samples=1")
+    if config["metrics_only"]:
+        return
+    for name, count in (("samples", config["samples"]), ("seeds", len(config["seeds"]))):
+        if count > 1 and not method.samples:
+            raise UserError(f"{name}={config[name]}: {method.name} has one result an image; leave {name} out")
     if config["shuffled"] and not method.reads_lq:
         raise UserError(f"shuffled=true: the images of {method.name} are made already; leave it out")
     if config["shuffled"] and len(benchmark.images) < 2:
         raise UserError("shuffled=true needs a benchmark of two images or more")
+
+
+def peak_memory(device: str) -> int:
+    """Bytes: a GPU's allocations at their peak, or this process's memory at its peak."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _about_metrics(config: dict[str, Any]) -> int:
+    if config["prefetch"]:
+        from dit4sr.evaluation.prefetch import fetch
+
+        return fetch(config["metrics"])
+    from dit4sr.evaluation.calibration import calibrate
+
+    return calibrate(config["metrics"], config["device"])
+
+
+def _method(
+    out: Path, config: dict[str, Any], benchmark: Benchmark, explicit: Collection[str]
+) -> tuple[Settings, Method]:
+    from dit4sr.evaluation.measuring import Settings
+
+    settings = Settings(tuple(config["seeds"]), config["samples"], config["shuffled"], config["batch_size"])
+    if config["metrics_only"]:
+        from dit4sr.evaluation.rescoring import first_seed, restored_method
+
+        return first_seed(settings), restored_method(out, config, benchmark, settings)
+    from dit4sr.evaluation.methods import build_method
+
+    return settings, build_method(config, benchmark, explicit)
+
+
+def _applicable(metrics: MetricSet, benchmark: Benchmark) -> tuple[MetricSet, tuple[str, ...]]:
+    """The metrics that a benchmark without ground truth allows, and the names of the others."""
+    from dataclasses import replace
+
+    if benchmark.has_ground_truth:
+        return metrics, ()
+    kept = tuple(m for m in metrics.metrics if not m.reference)
+    return replace(metrics, metrics=kept, of_sets=()), tuple(
+        [*(m.name for m in metrics.metrics if m.reference), *metrics.of_sets]
+    )
+
+
+def _begin(out: Path, folder: Path, config: dict[str, Any], identity: Mapping[str, Any]) -> None:
+    from dit4sr.evaluation import journal
+    from dit4sr.provenance import write_run_config
+
+    why = journal.prepare(folder, identity, keep=config["resume"] == "auto")
+    if not config["metrics_only"]:
+        write_run_config(out, OmegaConf.create(config))
+    if why is not None:
+        print(f"{out} holds an evaluation {why}: it is done anew (metrics_only=true measures its images again)")
+
+
+def _identity(config: dict[str, Any], benchmark: Benchmark, method: Method, metrics: MetricSet) -> dict[str, Any]:
+    """All that the values depend on."""
+    from dit4sr.evaluation.identity import file_facts, method_facts
+    from dit4sr.evaluation.metrics import pyiqa_version
+
+    return {
+        "benchmark": [
+            (i.name, *file_facts(i.lq), *(file_facts(i.hq) if i.hq is not None else ()), i.prompt, i.target)
+            for i in benchmark.images
+        ],
+        "method": (method.name, method_facts(method)),
+        "metrics": (pyiqa_version(), [(m.name, m.facts()) for m in metrics.metrics]),
+        "seeds": config["seeds"],
+        "samples": config["samples"],
+        "shuffled": config["shuffled"],
+        "batch_size": config["batch_size"],
+    }

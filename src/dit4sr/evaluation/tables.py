@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from dit4sr.evaluation.metrics import Better
+from dit4sr.evaluation.catalogue import Better
 from dit4sr.files import write_atomically
 
 ARROWS: Mapping[Better, str] = {"higher": "↑", "lower": "↓", "one": "→1"}
@@ -16,7 +16,17 @@ ARROWS: Mapping[Better, str] = {"higher": "↑", "lower": "↓", "one": "→1"}
 
 @dataclass(frozen=True)
 class Row:
-    """One metric of one image restored by one method: a row of per_image.csv."""
+    """One metric of one image restored by one method: a row of per_image.csv.
+
+    Attributes:
+        image, method, metric, value: NaN where the metric is not defined for the image.
+        protocol, channel, border, variant, data_range: what the value depends on; see
+            :class:`dit4sr.evaluation.metrics.Metric`.
+        pyiqa: its version.
+        seed: of the run.
+        samples: restorations whose values were averaged.
+        std: deviation of their values (n − 1 in the denominator); None for one.
+    """
 
     image: str
     method: str
@@ -27,6 +37,10 @@ class Row:
     border: int
     pyiqa: str
     seed: int
+    variant: str = ""
+    data_range: str = ""
+    samples: int = 1
+    std: float | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,15 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
         writer.writerows(asdict(row) for row in rows)
 
 
+def write_parquet(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows as Parquet, with the columns of the CSV file."""
+    import pandas as pd
+
+    frame = pd.DataFrame([asdict(row) for row in rows], columns=[f.name for f in fields(Row)])
+    with write_atomically(path) as temporary:
+        frame.to_parquet(temporary, index=False)
+
+
 def read_rows(path: Path) -> list[Row]:
     """Read what :func:`write_rows` wrote."""
     with path.open(newline="", encoding="utf-8") as file:
@@ -76,6 +99,10 @@ def read_rows(path: Path) -> list[Row]:
                 border=int(row["border"]),
                 pyiqa=row["pyiqa"],
                 seed=int(row["seed"]),
+                variant=row.get("variant") or "",
+                data_range=row.get("data_range") or "",
+                samples=int(row.get("samples") or 1),
+                std=float(row["std"]) if row.get("std") else None,
             )
             for row in csv.DictReader(file)
         ]
@@ -91,11 +118,16 @@ def statistic(values: Iterable[float]) -> Statistic:
 
 
 def summarise(rows: Iterable[Row]) -> Summary:
-    """Statistics over the images, for each method and metric."""
-    values: dict[str, dict[str, list[float]]] = {}
+    """Statistics over the images, for each method and metric; an image's value is the mean over its seeds."""
+    values: dict[str, dict[str, dict[str, list[float]]]] = {}
     for row in rows:
-        values.setdefault(row.method, {}).setdefault(row.metric, []).append(row.value)
-    return {m: {k: statistic(v) for k, v in metrics.items()} for m, metrics in values.items()}
+        values.setdefault(row.method, {}).setdefault(row.metric, {}).setdefault(row.image, []).append(row.value)
+    return {
+        method: {
+            name: statistic(statistic(seeds).mean for seeds in images.values()) for name, images in metrics.items()
+        }
+        for method, metrics in values.items()
+    }
 
 
 def ranking(values: Mapping[str, float], better: Better) -> list[str]:
@@ -143,23 +175,22 @@ def _format(value: float, digits: int) -> str:
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def _marks(values: Mapping[str, Mapping[str, float]], column: Column, unranked: Collection[str]) -> dict[str, str]:
+def places(values: Mapping[str, float], column: Column) -> dict[str, int]:
+    """1 for the rows with the best value, 2 for those with the second best; equal ones alike, as printed.
+
+    Rows without a value (NaN) have no place; of one row alone nothing is said, and of two the second has none.
+    """
     # Ranked as printed, so that of two rows that show the same number neither looks better.
-    shown = {
-        row: float(_format(v, column.digits))
-        for row, metrics in values.items()
-        if row not in unranked and not math.isnan(v := metrics.get(column.name, math.nan))
-    }
+    shown = {row: float(_format(v, column.digits)) for row, v in values.items() if not math.isnan(v)}
     order = ranking(shown, column.better)
     if len(order) < 2:
         return {}
-    groups: list[list[str]] = []
-    for row in order:
-        if groups and shown[groups[-1][0]] == shown[row]:
-            groups[-1].append(row)
-        else:
-            groups.append([row])
-    marks = dict.fromkeys(groups[0], "**{}**")
-    if len(order) > 2 and len(groups) > 1:
-        marks |= dict.fromkeys(groups[1], "*{}*")
-    return marks
+    keys = {row: round(abs(shown[row] - 1), column.digits) if column.better == "one" else shown[row] for row in order}
+    distinct = list(dict.fromkeys(keys[row] for row in order))
+    ranked = distinct[: 2 if len(order) > 2 else 1]
+    return {row: ranked.index(keys[row]) + 1 for row in order if keys[row] in ranked}
+
+
+def _marks(values: Mapping[str, Mapping[str, float]], column: Column, unranked: Collection[str]) -> dict[str, str]:
+    taking_part = {row: metrics.get(column.name, math.nan) for row, metrics in values.items() if row not in unranked}
+    return {row: {1: "**{}**", 2: "*{}*"}[place] for row, place in places(taking_part, column).items()}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import SD3Transformer2DModel
 
 from dit4sr.errors import UserError
+from dit4sr.models.base import as_arguments, load_pretrained_base
 from dit4sr.models.controlnet import SD3ControlNet
 from dit4sr.models.dit4sr import DiT4SRTransformer2DModel
 from dit4sr.models.initialisation import initialise_base
@@ -63,33 +63,26 @@ def differing_fields(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list
     return [f"{n}: {ours.get(n)} ≠ {theirs.get(n)}" for n in names if ours.get(n) != theirs.get(n)]
 
 
-def load_pretrained_base(source: str) -> SD3Transformer2DModel:
-    """SD3's transformer from a diffusers folder or a hub id, safetensors only.
-
-    Raises:
-        UserError: where there is no such folder or repository, saying where to get it.
-    """
-    try:
-        return SD3Transformer2DModel.from_pretrained(source, subfolder="transformer", use_safetensors=True)
-    except (OSError, ValueError) as error:
-        where = "is no diffusers folder with transformer/" if Path(source).exists() else "cannot be loaded"
-        raise UserError(
-            f"{source} {where}: accept the licence of stabilityai/stable-diffusion-3.5-medium on the hub, "
-            "download it (hf download stabilityai/stable-diffusion-3.5-medium --local-dir FOLDER) and set "
-            "DIT4SR_SD35=FOLDER, or train from scratch with backbone=nano or backbone=small"
-        ) from error
-
-
-def build_network(model: Mapping[str, Any], backbone: Mapping[str, Any], seed: int) -> Network:
+def build_network(
+    model: Mapping[str, Any],
+    backbone: Mapping[str, Any],
+    seed: int,
+    *,
+    dtype: torch.dtype | None = None,
+    trainable_dtype: torch.dtype | None = torch.float32,
+) -> Network:
     """Build a network and freeze what does not train.
 
     A pretrained base stays frozen and only the control weights train; from scratch everything
-    does. Parameters that the specification can never reach are frozen in any case.
+    does. Parameters that the specification can never reach are frozen in any case. A pretrained base's fields
+    are those of its own config.json; ``backbone.transformer`` describes a base from scratch alone.
 
     Args:
         model: configs/model.
         backbone: configs/backbone.
         seed: of the weights of a base that starts from scratch. All models get the same base.
+        dtype: of a pretrained base; None is that of its files.
+        trainable_dtype: of the control weights on a pretrained base; None is the base's.
 
     Raises:
         UserError: for a config that is incomplete, or a base that cannot be loaded.
@@ -97,12 +90,16 @@ def build_network(model: Mapping[str, Any], backbone: Mapping[str, Any], seed: i
     check_model_config(model)
     pretrained = backbone.get("pretrained")
     if pretrained:
-        base = load_pretrained_base(pretrained)
+        base = load_pretrained_base(pretrained, dtype, local_files_only=bool(backbone.get("local_files_only")))
     else:
-        base = initialise_base(SD3Transformer2DModel(**_transformer_fields(backbone)), seed)
+        base = initialise_base(SD3Transformer2DModel(**as_arguments(backbone["transformer"])), seed)
     network = from_base(model, base, pretrained=bool(pretrained))
     freeze(network, pretrained=bool(pretrained))
-    return network
+    if pretrained and trainable_dtype is not None:
+        for parameter in network.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(trainable_dtype)
+    return network.train()
 
 
 def from_base(model: Mapping[str, Any], base: SD3Transformer2DModel, *, pretrained: bool) -> Network:
@@ -116,7 +113,7 @@ def build_on_meta(model: Mapping[str, Any], backbone: Mapping[str, Any]) -> Netw
     """The network without storage, for counting: no weights are read."""
     check_model_config(model)
     with torch.device("meta"):
-        base = SD3Transformer2DModel(**_transformer_fields(backbone))
+        base = SD3Transformer2DModel(**as_arguments(backbone["transformer"]))
     network = from_base(model, base, pretrained=bool(backbone.get("pretrained")))
     freeze(network, pretrained=bool(backbone.get("pretrained")))
     return network
@@ -149,9 +146,3 @@ def count_parameters(network: Network) -> ParameterCount:
         trainable=sum(p.numel() for p in network.parameters() if p.requires_grad),
         unreachable=sum(sizes[n] for n in network.unreachable_parameter_names()),
     )
-
-
-def _transformer_fields(backbone: Mapping[str, Any]) -> dict[str, Any]:
-    transformer = dict(backbone["transformer"])
-    transformer["dual_attention_layers"] = tuple(transformer["dual_attention_layers"])
-    return transformer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,27 +12,33 @@ from typing import Any
 import torch
 
 from dit4sr.errors import UserError
+from dit4sr.models.base import base_identity, check_same_base, resolve_backbone
 from dit4sr.models.build import Network, build_network, differing_fields
 
 IDENTITY = ("model", "backbone", "training", "degradation", "sampler", "data", "seed")
-"""The parts of a run's config that its checkpoints carry."""
+"""The parts of a run's config that its checkpoints carry; beside them, under ``base``, the frozen base's identity."""
+
+BASE_VARIABLE = "DIT4SR_SD35"
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A network read from a checkpoint.
+    """A network read from a checkpoint, or from weights in diffusers' layout.
 
     Attributes:
         network: with the averaged (EMA) weights, in evaluation mode.
-        config: the run's config, the parts named in :data:`IDENTITY`.
+        config: the run's config, the parts named in :data:`IDENTITY`. Its ``backbone`` is that of the base that
+            was found on this machine.
         step: number of optimiser steps it was trained for.
         path: the checkpoint.
+        base: identity of the frozen base, see :func:`dit4sr.models.base.base_identity`; None from scratch.
     """
 
     network: Network
     config: dict[str, Any]
     step: int
     path: Path
+    base: dict[str, Any] | None = None
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -76,35 +83,94 @@ def check_same_model(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, 
             )
 
 
-def load_trained(path: str | Path, wanted: Mapping[str, Any] | None = None) -> TrainedModel:
+def load_trained(
+    path: str | Path,
+    wanted: Mapping[str, Any] | None = None,
+    *,
+    pretrained: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> TrainedModel:
     """Build the network that a checkpoint was trained as, with its averaged weights.
 
     Args:
         path: a file that train.py wrote.
         wanted: refuse the checkpoint unless its model and backbone are these.
+        pretrained: where its frozen base is now; None looks where it was, and then where DIT4SR_SD35 says.
+        dtype: of all weights on a pretrained base; None is that of the base's files.
 
     Raises:
-        UserError: see :func:`read_checkpoint` and :func:`check_same_model`.
+        UserError: see :func:`read_checkpoint`, :func:`check_same_model` and :func:`check_same_base`.
     """
     path = Path(path)
     checkpoint = read_checkpoint(path)
     config = checkpoint["dit4sr"]
     if wanted is not None:
         check_same_model(path, config, wanted)
-    network = build_network(config["model"], config["backbone"], config["seed"])
+    step = int(checkpoint["global_step"])
+    return restore_trained(path, config, checkpoint["ema"], step, pretrained=pretrained, dtype=dtype)
+
+
+def restore_trained(
+    path: Path,
+    config: Mapping[str, Any],
+    weights: Mapping[str, torch.Tensor],
+    step: int,
+    *,
+    pretrained: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> TrainedModel:
+    """Put trained weights onto their base; arguments as for :func:`load_trained`.
+
+    Raises:
+        UserError: for a base that is not here or another one, or weights that do not fit it.
+    """
+    backbone = config["backbone"]
+    base = None
+    if backbone.get("pretrained"):
+        backbone = {**backbone, "pretrained": find_base(path, backbone["pretrained"], pretrained)}
+        base = base_identity(backbone)
+        check_same_base(path, config.get("base"), base)
+        backbone = resolve_backbone(backbone)
+    network = build_network(config["model"], backbone, config["seed"], dtype=dtype, trainable_dtype=None)
     parameters = dict(network.named_parameters())
     trainable = {n for n, p in parameters.items() if p.requires_grad}
-    if wrong := sorted(trainable ^ set(checkpoint["ema"])):
+    wrong = sorted(trainable ^ set(weights))
+    wrong += [n for n in weights if n in trainable and weights[n].shape != parameters[n].shape]
+    if wrong:
         raise UserError(f"{path} does not fit its own model: {', '.join(wrong[:5])} …; train it again")
     with torch.no_grad():
-        for name, value in checkpoint["ema"].items():
+        for name, value in weights.items():
             parameters[name].copy_(value)
     network.eval().requires_grad_(False)
-    return TrainedModel(network, config, int(checkpoint["global_step"]), path)
+    return TrainedModel(network, {**config, "backbone": backbone}, step, path, base)
 
 
-def newest_checkpoint(outputs: Path, model: str) -> Path:
+def find_base(path: Path, saved: str, given: str | None) -> str:
+    """Where the frozen base of a checkpoint is: as given, where it was in training, or where DIT4SR_SD35 says.
+
+    Raises:
+        UserError: where the folder it was trained on is not on this machine and no other is named.
+    """
+    if given:
+        return given
+    elsewhere = os.environ.get(BASE_VARIABLE)
+    if Path(saved).expanduser().is_dir() or not (elsewhere or Path(saved).is_absolute()):
+        return saved
+    if elsewhere:
+        return elsewhere
+    raise UserError(
+        f"{path} was trained on the base at {saved}, which is not here: set backbone.pretrained=FOLDER (or "
+        f"{BASE_VARIABLE}=FOLDER) to the same base on this machine"
+    )
+
+
+def newest_checkpoint(outputs: Path, model: str, backbone: str | None = None) -> Path:
     """The newest ``checkpoints/last.ckpt`` under ``outputs`` whose run trained ``model``.
+
+    Args:
+        outputs: a folder with run folders, at any depth.
+        model: name of the model.
+        backbone: name of the backbone too; None takes any.
 
     Raises:
         UserError: where there is none.
@@ -112,10 +178,18 @@ def newest_checkpoint(outputs: Path, model: str) -> Path:
     from omegaconf import OmegaConf
 
     candidates = sorted(outputs.glob("**/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime, reverse=True)
+    others: list[str] = []
     for path in candidates:
-        config = path.parent.parent / "config.yaml"
-        if config.is_file() and OmegaConf.load(config).model.name == model:
+        file = path.parent.parent / "config.yaml"
+        if not file.is_file():
+            continue
+        config = OmegaConf.load(file)
+        found = (config.model.name, config.backbone.name)
+        if found[0] == model and backbone in (None, found[1]):
             return path
+        others.append(f"model={found[0]} backbone={found[1]}")
+    asked = f"model={model}" + (f" backbone={backbone}" if backbone else "")
+    there = f" (there are {', '.join(dict.fromkeys(others))})" if others else ""
     raise UserError(
-        f"no checkpoint of {model} under {outputs}: train one (python train.py model={model}) or give ckpt=…"
+        f"no checkpoint of {asked} under {outputs}{there}: train one (python train.py {asked}) or give ckpt=…"
     )

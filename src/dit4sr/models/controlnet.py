@@ -12,6 +12,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 
 from dit4sr.models.dit4sr import check_latent_size
+from dit4sr.models.precision import as_weights, computing
 
 
 class SD3ControlNet(ModelMixin, ConfigMixin):
@@ -129,26 +130,20 @@ class SD3ControlNet(ModelMixin, ConfigMixin):
     ) -> Tensor | Transformer2DModelOutput:
         """Predict the velocity ε − z; arguments as for :class:`DiT4SRTransformer2DModel`."""
         check_latent_size(hidden_states, self.config.patch_size, self.config.pos_embed_max_size)
-        residuals = None
-        if lr_hidden_states is not None:
-            if lr_hidden_states.shape != hidden_states.shape:
-                raise ValueError(
-                    f"the LR latent is {tuple(lr_hidden_states.shape)}, the noisy one {tuple(hidden_states.shape)}"
-                )
-            (residuals,) = self.controlnet(
-                hidden_states=hidden_states,
-                controlnet_cond=lr_hidden_states,
-                timestep=timestep,
-                encoder_hidden_states=encoder_hidden_states,
-                pooled_projections=pooled_projections,
-                return_dict=False,
+        if lr_hidden_states is not None and lr_hidden_states.shape != hidden_states.shape:
+            raise ValueError(
+                f"the LR latent is {tuple(lr_hidden_states.shape)}, the noisy one {tuple(hidden_states.shape)}"
             )
-        (velocity,) = self.transformer(
-            hidden_states=hidden_states,
-            timestep=timestep,
-            encoder_hidden_states=encoder_hidden_states,
-            pooled_projections=pooled_projections,
-            block_controlnet_hidden_states=residuals,
-            return_dict=False,
-        )
+        base, control = self.transformer.proj_out.weight, self.controlnet.context_embedder.weight
+        with computing(hidden_states.device, base, control):
+            z, lr, tokens, pooled = as_weights(
+                base, hidden_states, lr_hidden_states, encoder_hidden_states, pooled_projections
+            )
+            text = {"timestep": timestep, "encoder_hidden_states": tokens, "pooled_projections": pooled}
+            residuals = None
+            if lr is not None:
+                (residuals,) = self.controlnet(hidden_states=z, controlnet_cond=lr, **text, return_dict=False)
+            (velocity,) = self.transformer(
+                hidden_states=z, block_controlnet_hidden_states=residuals, **text, return_dict=False
+            )
         return Transformer2DModelOutput(sample=velocity) if return_dict else velocity

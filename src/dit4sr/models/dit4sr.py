@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dit4sr.models.blocks import LRStreamBlock
 from dit4sr.models.initialisation import ControlInit, control_names, initialise_control
+from dit4sr.models.precision import as_weights, computing
 from dit4sr.models.spec import LRStreamSpec
 
 
@@ -176,7 +177,7 @@ class DiT4SRTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 the network is then diffusers' SD3 transformer.
             timestep: 1000σ, (B,).
             encoder_hidden_states: text tokens, (B, M, joint_attention_dim).
-            pooled_projections: (B, pooled_projection_dim).
+            pooled_projections: (B, pooled_projection_dim). All but the timestep are cast to the weights' dtype.
             return_dict: wrap the result as diffusers does.
 
         Returns:
@@ -190,18 +191,34 @@ class DiT4SRTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             raise ValueError("timestep, encoder_hidden_states and pooled_projections are all needed")
         patch = self.config.patch_size
         check_latent_size(hidden_states, patch, self.config.pos_embed_max_size)
+        if lr_hidden_states is not None and lr_hidden_states.shape != hidden_states.shape:
+            raise ValueError(
+                f"the LR latent is {tuple(lr_hidden_states.shape)}, the noisy one {tuple(hidden_states.shape)}"
+            )
+        base, control = self.proj_out.weight, self._a_control_weight()
+        with computing(hidden_states.device, base, control):
+            z, lr, tokens, pooled = as_weights(
+                base, hidden_states, lr_hidden_states, encoder_hidden_states, pooled_projections
+            )
+            velocity = self._velocity(z, lr, timestep, tokens, pooled)
+        return Transformer2DModelOutput(sample=velocity) if return_dict else velocity
+
+    def _a_control_weight(self) -> Any:
+        block: Any = self.transformer_blocks[0]
+        return block.attn.to_v_control.weight
+
+    def _velocity(
+        self, hidden_states: Tensor, lr_hidden_states: Tensor | None, timestep: Tensor, tokens: Tensor, pooled: Tensor
+    ) -> Tensor:
+        patch = self.config.patch_size
         grid = (hidden_states.shape[-2] // patch, hidden_states.shape[-1] // patch)
         image = self.pos_embed(hidden_states)
         streams = 1
         if lr_hidden_states is not None:
-            if lr_hidden_states.shape != hidden_states.shape:
-                raise ValueError(
-                    f"the LR latent is {tuple(lr_hidden_states.shape)}, the noisy one {tuple(hidden_states.shape)}"
-                )
             image = torch.cat([image, self.pos_embed(lr_hidden_states)], dim=1)
             streams = 2
-        temb = self.time_text_embed(timestep, pooled_projections)
-        text = self.context_embedder(encoder_hidden_states)
+        temb = self.time_text_embed(timestep, pooled)
+        text = self.context_embedder(tokens)
 
         for block in self.transformer_blocks:
             arguments: tuple[Any, ...] = (image, text, temb, streams, grid, self.lr_injection_scale)
@@ -213,7 +230,6 @@ class DiT4SRTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         image = self.proj_out(self.norm_out(image, temb))
         # (B, height·width, patch·patch·C) → (B, C, height·patch, width·patch)
         image = image.unflatten(1, grid).unflatten(-1, (patch, patch, self.out_channels))
-        velocity = image.permute(0, 5, 1, 3, 2, 4).reshape(
+        return image.permute(0, 5, 1, 3, 2, 4).reshape(
             image.shape[0], self.out_channels, grid[0] * patch, grid[1] * patch
         )
-        return Transformer2DModelOutput(sample=velocity) if return_dict else velocity

@@ -6,7 +6,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format ablations bench
+.PHONY: help setup demo test test-slow test-faults lint format ablations bench
 
 help:  ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ test: setup  ## Run the tests
 test-slow: setup  ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
+test-faults: setup  ## Kill runs, fill disks, lose ranks (many minutes)
+	$(BIN)/python -m pytest -m faults tests/faults $(ARGS)
+
 lint: setup  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -40,5 +43,6 @@ format: setup  ## Mend style where that can be done automatically
 ablations: setup  ## Train and compare the six models on the embedded photos
 	$(BIN)/python experiments/ablation/run.py $(ARGS)
 
-bench: setup  ## Measure speed
+bench: setup  ## Measure speed on this machine
 	$(BIN)/python benchmarks/networks.py $(ARGS)
+	$(BIN)/python benchmarks/data.py

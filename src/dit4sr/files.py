@@ -10,12 +10,16 @@ from pathlib import Path
 
 
 @contextmanager
-def write_atomically(path: str | Path) -> Iterator[Path]:
+def write_atomically(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; at the end of the block it takes the final name.
 
     The temporary name keeps the suffix, for writers that choose the format by it, begins with a dot, and is
     no other writer's, so that two processes may write the same file: the last one wins. The parent folders
     are made. If the block raises, the temporary file is removed and ``path`` is as it was.
+
+    Args:
+        path: the final name.
+        durable: flush the file and its folder to the disk, so that it outlives a power cut too.
 
     Example:
         with write_atomically("outputs/table.csv") as temporary:
@@ -26,6 +30,18 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}{path.suffix}")
     try:
         yield temporary
+        if durable:
+            _flush(temporary)
         os.replace(temporary, path)
+        if durable:
+            _flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

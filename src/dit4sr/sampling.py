@@ -9,10 +9,27 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dit4sr.errors import UserError
 from dit4sr.flow import interpolate, shift_sigma
+from dit4sr.tiles import gaussian_window, tile_starts
+
+__all__ = [
+    "TRAIN_TIMESTEPS",
+    "Network",
+    "TiledNetwork",
+    "gaussian_window",
+    "guided_velocity",
+    "sample_euler",
+    "sample_with_scheduler",
+    "sampling_sigmas",
+    "tile_starts",
+]
 
 Network = Callable[..., Any]
 """``network(z_t, lr_latent, timestep, tokens, pooled, return_dict=False)`` → velocity (B, C, H, W)."""
+
+Callback = Callable[[int, Tensor], Tensor | None]
+"""Called after each step with its number and the latent; a latent that it returns takes that one's place."""
 
 TRAIN_TIMESTEPS = 1000
 """The timestep argument of the networks is this many times σ."""
@@ -59,10 +76,20 @@ def guided_velocity(
 ) -> Tensor:
     """v⁻ + w (v⁺ − v⁻), both predictions in one batched forward (arXiv 2207.12598).
 
-    At ``guidance`` 1 the negative prompt has no weight and is not computed.
+    At ``guidance`` 1 the negative prompt has no weight and is not computed. Through a :class:`TiledNetwork` each
+    tile is guided by itself, which is the same (blending is linear) and never doubles a whole latent.
     """
     if guidance == 1 or negative_tokens is None or negative_pooled is None:
         return network(z, lr_latent, timestep, tokens, pooled, return_dict=False)
+    if isinstance(network, TiledNetwork):
+        tiled = network
+
+        def guided_tiles(z: Tensor, lr_latent: Tensor | None, index: Tensor) -> Tensor:
+            negative = negative_tokens[index], negative_pooled[index]
+            conditions = timestep[index], tokens[index], pooled[index], *negative
+            return guided_velocity(tiled.network, z, lr_latent, *conditions, guidance)
+
+        return tiled.blend(guided_tiles, z, lr_latent, forwards=2)
 
     def twice(x: Tensor | None) -> Tensor | None:
         return None if x is None else torch.cat([x, x])
@@ -75,11 +102,11 @@ def guided_velocity(
         torch.cat([negative_pooled, pooled]),
         return_dict=False,
     )
-    negative, positive = both.chunk(2)
+    # In the type of the latent: guidance would multiply the rounding of a half-precision network.
+    negative, positive = both.to(z.dtype).chunk(2)
     return negative + guidance * (positive - negative)
 
 
-@torch.no_grad()
 def sample_euler(
     network: Network,
     lr_latent: Tensor,
@@ -95,7 +122,8 @@ def sample_euler(
     generator: torch.Generator | None = None,
     start: Literal["noise", "lr"] = "noise",
     first_sigma: float = 1.0,
-    callback: Callable[[int, Tensor], None] | None = None,
+    callback: Callback | None = None,
+    interrupted: Callable[[], bool] | None = None,
 ) -> Tensor:
     """Sample a clean latent given the LR latent, by Euler's method on dz/dσ = v.
 
@@ -112,7 +140,8 @@ def sample_euler(
         start: ``noise``, or ``lr``: the LR latent noised to ``first_sigma``. (At a first σ of 1
             the two are the same: nothing is left of the LR latent.)
         first_sigma: the first σ; 1 when starting from noise.
-        callback: called after each step with its number and the latent.
+        callback: see :data:`Callback`.
+        interrupted: asked before each step; where it says so, the latent is returned as it is.
 
     Returns:
         The sampled latent, (B, C, H, W).
@@ -124,55 +153,94 @@ def sample_euler(
         raise ValueError(f"start={start!r}: choose noise or lr")
     if start == "noise" and first_sigma != 1:
         raise ValueError("starting from noise, the first sigma is 1; use start=lr for a lower one")
-    if noise is None:
-        device = generator.device if generator is not None else lr_latent.device
-        noise = torch.randn(lr_latent.shape, generator=generator, device=device, dtype=torch.float32)
-    noise = noise.to(lr_latent)
-    sigmas = sampling_sigmas(steps, shift, first_sigma)
-    z = noise if start == "noise" else interpolate(lr_latent, noise, sigmas[:1])
-    for i in range(steps):
-        timestep = torch.full((z.shape[0],), float(sigmas[i]) * TRAIN_TIMESTEPS, device=z.device, dtype=torch.float32)
-        velocity = guided_velocity(
-            network,
-            z,
-            lr_latent,
-            timestep,
-            encoder_hidden_states,
-            pooled_projections,
-            negative_encoder_hidden_states,
-            negative_pooled_projections,
-            guidance,
-        )
-        z = z + float(sigmas[i + 1] - sigmas[i]) * velocity
-        if callback is not None:
-            callback(i, z)
-    return z
+    with torch.no_grad():
+        if noise is None:
+            device = generator.device if generator is not None else lr_latent.device
+            noise = torch.randn(lr_latent.shape, generator=generator, device=device, dtype=torch.float32)
+        sigmas = sampling_sigmas(steps, shift, first_sigma)
+        z = noise.to(lr_latent) if start == "noise" else interpolate(lr_latent, noise.to(lr_latent), sigmas[:1])
+        del noise  # of a large image's latents no more than are needed are kept
+        for i in range(steps):
+            if interrupted is not None and interrupted():
+                break
+            timestep = torch.full((len(z),), float(sigmas[i]) * TRAIN_TIMESTEPS, device=z.device, dtype=torch.float32)
+            velocity = guided_velocity(
+                network,
+                z,
+                lr_latent,
+                timestep,
+                encoder_hidden_states,
+                pooled_projections,
+                negative_encoder_hidden_states,
+                negative_pooled_projections,
+                guidance,
+            )
+            z = torch.add(z, velocity.to(z.dtype), alpha=float(sigmas[i + 1] - sigmas[i]))
+            del velocity
+            if callback is not None and (replaced := callback(i, z)) is not None:
+                z = replaced
+        return z
 
 
-def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
-    """First positions of the tiles that cover ``length``, the last one flush with the end.
+def sample_with_scheduler(
+    network: Network,
+    lr_latent: Tensor,
+    scheduler: Any,
+    *,
+    encoder_hidden_states: Tensor,
+    pooled_projections: Tensor,
+    negative_encoder_hidden_states: Tensor | None = None,
+    negative_pooled_projections: Tensor | None = None,
+    steps: int,
+    guidance: float,
+    noise: Tensor,
+    callback: Callback | None = None,
+    interrupted: Callable[[], bool] | None = None,
+) -> Tensor:
+    """Sample as :func:`sample_euler` does, from noise, by another of diffusers' flow-matching schedulers.
+
+    Args:
+        scheduler: one whose model output is the velocity ε − z and whose timesteps are 1000σ, from σ=1 (Heun's, or
+            a multistep one with ``use_flow_sigmas``); it may call the network more often than ``steps`` says.
+        steps … interrupted: see :func:`sample_euler`.
 
     Raises:
-        ValueError: unless 0 ≤ overlap < tile.
+        UserError: where the scheduler is not one of flow matching.
     """
-    if not 0 <= overlap < tile:
-        raise ValueError(f"tile={tile}, overlap={overlap}: the overlap must be smaller than the tile")
-    if length <= tile:
-        return [0]
-    return [*range(0, length - tile, tile - overlap), length - tile]
+    config = scheduler.config
+    flow = any("FlowMatch" in kind.__name__ for kind in type(scheduler).__mro__)
+    flow = flow or config.get("prediction_type") == "flow_prediction"
+    if not flow:
+        raise UserError(
+            f"scheduler {type(scheduler).__name__} is not one of flow matching: use FlowMatchEulerDiscreteScheduler, "
+            "or another with prediction_type=flow_prediction and use_flow_sigmas=True"
+        )
+    with torch.no_grad():
+        scheduler.set_timesteps(steps, device=lr_latent.device)
+        z = noise.to(lr_latent)
+        del noise
+        for i, t in enumerate(scheduler.timesteps):
+            if interrupted is not None and interrupted():
+                break
+            velocity = guided_velocity(
+                network,
+                z,
+                lr_latent,
+                t.float().expand(len(z)),
+                encoder_hidden_states,
+                pooled_projections,
+                negative_encoder_hidden_states,
+                negative_pooled_projections,
+                guidance,
+            )
+            z = scheduler.step(velocity, t, z, return_dict=False)[0].to(lr_latent.dtype)
+            if callback is not None and (replaced := callback(i, z)) is not None:
+                z = replaced
+        return z
 
 
-def gaussian_window(height: int, width: int, *, device: Any = None) -> Tensor:
-    """Blending weights of a tile, (height, width), positive, highest in the centre.
-
-    A Gaussian of variance 0.01 in units of the side, as in tiled diffusion (arXiv 2302.02412).
-    """
-
-    def axis(n: int) -> Tensor:
-        x = (torch.arange(n, dtype=torch.float32, device=device) - (n - 1) / 2) / n
-        return torch.exp(-x.square() / (2 * 0.01))
-
-    return torch.outer(axis(height), axis(width))
+Predict = Callable[[Tensor, Tensor | None, Tensor], Tensor]
+"""(tiles of z, tiles of the LR latent, index of each tile's sample) → velocity of the tiles."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +253,8 @@ class TiledNetwork:
         network: see :data:`Network`.
         tile: side of a tile in latent pixels, a multiple of the patch.
         overlap: of neighbouring tiles, in latent pixels.
-        batch: number of tiles of one forward pass; bounds the memory.
+        batch: at most so many tiles in one forward pass, which bounds the memory; with guidance each counts
+            twice (but one tile is always taken).
     """
 
     network: Network
@@ -203,10 +272,33 @@ class TiledNetwork:
         return_dict: bool = False,
     ) -> Tensor:
         """Velocity of the whole latent, (B, C, H, W); arguments as for the network."""
+
+        def predict(z: Tensor, lr_latent: Tensor | None, index: Tensor) -> Tensor:
+            return self.network(z, lr_latent, timestep[index], tokens[index], pooled[index], return_dict=False)
+
+        return self.blend(predict, z, lr_latent)
+
+    def blend(self, predict: Predict, z: Tensor, lr_latent: Tensor | None, *, forwards: int = 1) -> Tensor:
+        """Run ``predict`` on all tiles and blend what it gives.
+
+        Args:
+            predict: see :data:`Predict`.
+            z, lr_latent: (B, C, H, W).
+            forwards: how many network inputs ``predict`` makes of a tile.
+
+        Returns:
+            (B, C, H, W).
+        """
         B, _, H, W = z.shape
         rows, columns = tile_starts(H, self.tile, self.overlap), tile_starts(W, self.tile, self.overlap)
+        at_once = max(1, self.batch // forwards)
+        samples = torch.arange(B, device=z.device)
         if len(rows) == len(columns) == 1:
-            return self.network(z, lr_latent, timestep, tokens, pooled, return_dict=False)
+            parts = [
+                predict(z[i], None if lr_latent is None else lr_latent[i], samples[i])
+                for i in (slice(first, first + at_once) for first in range(0, B, at_once))
+            ]
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
         h, w = min(H, self.tile), min(W, self.tile)
         window = gaussian_window(h, w, device=z.device)
         places = [(b, y, x) for y in rows for x in columns for b in range(B)]
@@ -215,21 +307,13 @@ class TiledNetwork:
         for y in rows:
             for x in columns:
                 weight[..., y : y + h, x : x + w] += window
-        for first in range(0, len(places), self.batch):
-            chunk = places[first : first + self.batch]
-            index = torch.tensor([b for b, _, _ in chunk], device=z.device)
+        for first in range(0, len(places), at_once):
+            chunk = places[first : first + at_once]
 
             def cut(latent: Tensor, chunk: list[tuple[int, int, int]] = chunk) -> Tensor:
                 return torch.stack([latent[b, :, y : y + h, x : x + w] for b, y, x in chunk])
 
-            velocity = self.network(
-                cut(z),
-                None if lr_latent is None else cut(lr_latent),
-                timestep[index],
-                tokens[index],
-                pooled[index],
-                return_dict=False,
-            )
+            velocity = predict(cut(z), None if lr_latent is None else cut(lr_latent), samples[[b for b, _, _ in chunk]])
             for (b, y, x), v in zip(chunk, velocity, strict=True):
                 total[b, :, y : y + h, x : x + w] += window * v
-        return (total / weight).to(z.dtype)
+        return total.div_(weight).to(z.dtype)

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import torch
-from faults.harness import rows, start, train_with_kills
+from faults.harness import kill_when, rows, start, train_with_kills
+from omegaconf import DictConfig
 from tiny_checkpoint import TINY, compose_verb
 
-from dit4sr.data.prepare import ensure_embedded
 from dit4sr.training.checkpoint_files import newest_valid, step_files
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    ensure_embedded(folder)
-    return folder
-
-
-def configure(data: Path, workers: int, steps: int, every: int) -> object:
+def configure(data: Path, workers: int, steps: int, every: int, *overrides: str) -> DictConfig:
     return compose_verb(
         "train", *TINY, "backbone.crop=32", "backbone.tile.size=8", "backbone.tile.overlap=2",
         "training.batch_size=4", "training.warmup_steps=2", f"data.workers={workers}", f"paths.data={data}",
         "trainer.accelerator=cpu", "trainer.devices=1", "trainer.log_every_n_steps=1", "callbacks=none",
         "callbacks.progress=false", "logger=csv", "out=unused", f"trainer.max_steps={steps}",
         f"callbacks.checkpoint_every={every}", "callbacks.keep_last=2",
+        *overrides,
     )  # fmt: skip
 
 
@@ -45,6 +43,7 @@ def compare(whole: Path, killed: Path, steps: int) -> None:
     assert one["lr_schedulers"] == two["lr_schedulers"]
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("workers", "kills"), [(0, 2), pytest.param(0, 20, marks=pytest.mark.faults),
                                                 pytest.param(2, 20, marks=pytest.mark.faults)])  # fmt: skip
 def test_a_killed_run_goes_on_bit_for_bit(workers: int, kills: int, data: Path, tmp_path: Path) -> None:
@@ -61,23 +60,44 @@ def test_a_killed_run_goes_on_bit_for_bit(workers: int, kills: int, data: Path, 
     compare(tmp_path / "whole", tmp_path / "killed", steps)
 
 
-@pytest.mark.faults
-def test_killed_inside_saving(data: Path, tmp_path: Path) -> None:
-    """A checkpoint every step, so many of the 50 kills fall into the writing of one; what is there is always whole."""
-    config = configure(data, 0, 400, 1)
-    process = start(config, tmp_path / "whole")
-    process.join(300)
-    rng, folder, partial = random.Random(1), tmp_path / "killed" / "checkpoints", 0
-    for _ in range(50):
-        process = start(config, tmp_path / "killed")
-        from faults.harness import kill_when
+WIDER = ("backbone.transformer.num_attention_heads=4", "backbone.transformer.attention_head_dim=32",
+         "backbone.transformer.caption_projection_dim=128")  # fmt: skip
+"""So that writing a checkpoint takes long enough to be hit."""
 
-        kill_when(process, tmp_path / "killed", max(rows(tmp_path / "killed"), default=0) + rng.randint(1, 6),
-                  rng.random() * 0.02)  # fmt: skip
-        partial += any(path.name.startswith(".step") for path in folder.glob(".*"))
-        assert newest_valid(folder) is not None and all(newest_valid(folder) == p for p in step_files(folder)[:1])
-    assert partial > 0, "no kill fell into a saving: make the model larger"
-    print(f"{partial} of 50 kills fell into a saving")
-    process = start(config, tmp_path / "killed")
-    process.join(300)
-    compare(tmp_path / "whole", tmp_path / "killed", 400)
+
+def kill_in_saving(process: BaseProcess, folder: Path, delay: float) -> None:
+    """SIGKILL ``delay`` seconds after a checkpoint that is being written is seen."""
+    before = set(os.listdir(folder))
+    while process.is_alive() and not any(n.startswith(".step-") and n not in before for n in os.listdir(folder)):
+        time.sleep(0.0005)
+    time.sleep(delay)
+    if process.is_alive() and process.pid is not None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.join()
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1500)
+def test_killed_inside_saving(data: Path, tmp_path: Path) -> None:
+    """A checkpoint every step; of 50 kills, most as soon as one is being written. What is there is always whole."""
+    steps = 120
+    config = configure(data, 0, steps, 1, *WIDER)
+    out = tmp_path / "killed"
+    rng, folder, partial = random.Random(1), out / "checkpoints", 0
+    for kill in range(50):
+        process = start(config, out)
+        if kill % 5 == 0:  # at any moment; the first one lets the folder be made
+            kill_when(process, out, max(rows(out), default=0) + rng.randint(1, 3), rng.random() * 0.02)
+        else:
+            kill_in_saving(process, folder, rng.random() * 0.01)
+        partial += any(path.name.startswith(".step-") for path in folder.iterdir())
+        newest = newest_valid(folder)
+        assert newest is not None and newest == step_files(folder)[0]
+    print(f"{partial} of 50 kills left a checkpoint half written; killed up to step {max(rows(out))}")
+    assert partial > 0, "no kill fell into a saving: make the network wider"
+    for name in ("whole", "killed"):
+        process = start(config, tmp_path / name)
+        process.join(600)
+        assert process.exitcode == 0
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    compare(tmp_path / "whole", tmp_path / "killed", steps)

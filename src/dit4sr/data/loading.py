@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -26,6 +26,7 @@ from dit4sr.data.tally import Tally
 from dit4sr.errors import UserError
 
 Batch = dict[str, Any]
+T = TypeVar("T")
 
 LISTS = ("prompt", "embedding")
 """What a batch holds as a list with one item a sample; all else is a tensor."""
@@ -211,6 +212,30 @@ def _one_thread(_worker: int) -> None:
     torch.set_num_threads(1)
 
 
+def noticing_death(pieces: Iterator[T]) -> Iterator[T]:
+    """The same pieces; a worker process that was killed becomes a line.
+
+    Raises:
+        UserError: a worker has ended by a signal.
+    """
+    while True:
+        try:
+            piece = next(pieces)
+        except StopIteration:
+            return
+        except (RuntimeError, OSError, EOFError) as error:
+            # Found dead, or while it handed over a piece; what a worker itself raised begins with "Caught".
+            died = not isinstance(error, RuntimeError) or str(error).startswith("DataLoader worker")
+            if not died or str(error).startswith("Caught"):
+                raise
+            raise UserError(
+                f"a data worker has ended ({str(error).splitlines()[0] if str(error) else type(error).__name__}). The "
+                "system kills one where memory runs out: lower data.workers or data.shuffle_buffer; the same command "
+                "goes on from the last checkpoint"
+            ) from error
+        yield piece
+
+
 class TrainingBatches:
     """Endless local batches of one rank, beginning at global sample ``settings.start``.
 
@@ -232,7 +257,7 @@ class TrainingBatches:
         while True:
             batch: list[Batch] = []
             began = time.perf_counter()
-            for piece in itertools.islice(pieces, per_batch):
+            for piece in itertools.islice(noticing_death(pieces), per_batch):
                 if isinstance(piece, UserError):
                     raise piece
                 batch.append(piece)

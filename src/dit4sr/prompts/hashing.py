@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -40,6 +41,17 @@ class HashingTextEncoder:
         """Embed B prompts on the CPU, float32: tokens (B, M, W), pooled (B, P)."""
         embedded = [self._encode_one(prompt) for prompt in prompts]
         return TextEmbedding(torch.stack([t for t, _ in embedded]), torch.stack([p for _, p in embedded]))
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> HashingTextEncoder:
+        """Nothing to move: there are no weights."""
+        return self
+
+    def release(self) -> None:
+        """Nothing to drop: there are no weights."""
+
+    def identity(self, memo: Path | None = None) -> str:
+        """The three sizes."""
+        return f"hashing {self.tokens} {self.width} {self.pooled_width}"
 
     def _encode_one(self, prompt: str) -> tuple[Tensor, Tensor]:
         words = re.findall(r"[^\W_]+", prompt.lower())[: self.tokens]

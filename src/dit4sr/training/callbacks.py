@@ -16,7 +16,7 @@ from dit4sr.training.checkpoint_files import BEST, LAST, remove_partial, step_fi
 
 def due(step: int, every: int, steps: int) -> bool:
     """Whether something that happens every ``every`` steps, and at the end, is due after ``step``; 0 is never."""
-    return every > 0 and (step % every == 0 or step == steps)
+    return every > 0 and step > 0 and (step % every == 0 or step == steps)
 
 
 class StepProgress(Callback):

@@ -47,7 +47,7 @@ class DataReport(Callback):
         self.drawn = [old + new for old, new in zip(self.drawn or [0] * len(names), drawn, strict=True)]
         self.skipped += skipped
         step = trainer.global_step
-        if step % self.every or step == self._logged or not trainer.is_global_zero:
+        if not step or step % self.every or step == self._logged or not trainer.is_global_zero:
             return
         self._logged = step
         metrics = {"data/skipped": float(self.skipped)}

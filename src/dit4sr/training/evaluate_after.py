@@ -35,5 +35,9 @@ def evaluate_checkpoint(config: DictConfig, checkpoint: Path, out: Path) -> int:
     for group in ("model", "backbone", "sampler", "benchmark", "metrics", "prompt", "degradation", "paths"):
         evaluation[group] = config[group]
     evaluation.prompt.describes = describes
+    wandb = config.logger.wandb
+    if wandb.mode != "disabled":  # a run of its own in the training's group
+        names = ("mode", "project", "group", "tags")
+        evaluation.logger = {"wandb": {name: wandb[name] for name in names}}
     evaluation.ckpt, evaluation.out = str(checkpoint), str(out)
     return run(evaluation, set())

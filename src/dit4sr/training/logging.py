@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import csv
 import os
+import socket
+import sys
 from argparse import Namespace
 from collections.abc import Mapping
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
+from urllib.request import getproxies
 
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from dit4sr.files import write_atomically
+from dit4sr.provenance import git_revision
+from dit4sr.training.checkpoint_files import BEST, LAST
 
 
 class MetricsCSV(Logger):
@@ -91,6 +97,64 @@ def logged_in() -> bool:
         return False
 
 
+def reachable(seconds: float = 5.0) -> bool:
+    """Whether something answers at W&B's address; taken for granted behind a proxy."""
+    address = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    if address.scheme in getproxies():
+        return True
+    try:
+        port = address.port or (443 if address.scheme == "https" else 80)
+        with socket.create_connection((address.hostname or "", port), timeout=seconds):
+            return True
+    except OSError:
+        return False
+
+
+class WandbSteps(WandbLogger):
+    """W&B with ``step``, the steps completed, as the axis of every metric: it goes on where a resumed run does.
+
+    Args:
+        folder: of the run.
+        log_model: keep the run's checkpoints as an artifact when it ends.
+        arguments: of :class:`WandbLogger`.
+    """
+
+    def __init__(self, folder: Path, *, log_model: bool, **arguments: Any) -> None:
+        super().__init__(save_dir=folder, **arguments)
+        self.folder, self.keep_checkpoints = folder, log_model
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The run; it begins when it is first asked for."""
+        import wandb
+
+        if self._experiment is None:
+            self._experiment = wandb.init(**self._wandb_init)
+            self._experiment.define_metric("step")
+            self._experiment.define_metric("*", step_metric="step", step_sync=True)
+        return self._experiment
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        named = {name: value for name, value in metrics.items() if name != "epoch"}
+        self.experiment.log(named if step is None else {**named, "step": step})
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        if self._experiment is None or not self.keep_checkpoints or status != "success":
+            return
+        import wandb
+
+        files = [file for name in (LAST, BEST) if (file := self.folder / "checkpoints" / name).is_file()]
+        if not files:
+            return
+        artifact = wandb.Artifact(f"checkpoint-{self._experiment.id}", type="model")
+        for file in files:
+            artifact.add_file(str(file), name=file.name)
+        self._experiment.log_artifact(artifact, aliases=["latest"])
+
+
 def wandb_logger(
     config: Mapping[str, Any], folder: Path, run_config: dict[str, Any], run_id: str
 ) -> WandbLogger | None:
@@ -99,7 +163,7 @@ def wandb_logger(
     Args:
         config: configs/logger, its ``wandb`` part.
         folder: of the run.
-        run_config: nested; what the dashboard filters by.
+        run_config: nested; what the dashboard filters by. The code's revision is added.
         run_id: constant over restarts, so that a resumed run continues.
     """
     mode = config["mode"]
@@ -108,16 +172,20 @@ def wandb_logger(
     if mode == "auto":
         mode = os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")
     os.environ.setdefault("WANDB_SILENT", "true")
-    return WandbLogger(
+    if mode == "online" and not reachable():  # wandb would try for a minute and a half, and then end the run
+        print("warning: W&B cannot be reached: logging offline; wandb sync sends it later", file=sys.stderr)
+        mode = "offline"
+    return WandbSteps(
+        folder,
+        log_model=bool(config.get("log_model")),
         project=config["project"],
         name=config["name"],
         group=config["group"],
         job_type=config["job_type"],
         tags=list(config["tags"]),
-        save_dir=folder,
         id=run_id,
         mode=mode,
         resume="allow" if mode == "online" else None,
-        config=run_config,
+        config={**run_config, "revision": git_revision()},
         settings={"silent": True, "console": "off", "x_disable_stats": True},
     )

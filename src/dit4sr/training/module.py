@@ -100,6 +100,7 @@ class DiT4SRModule(lightning.LightningModule):
         self.seed = seed
         self.identity = identity
         self.fixed_prompt = fixed_prompt
+        self._micro_losses: list[Tensor] = []
         self.ema = ExponentialMovingAverage(network, training["ema_decay"])
         if training["gradient_checkpointing"]:
             network.enable_gradient_checkpointing()
@@ -168,7 +169,13 @@ class DiT4SRModule(lightning.LightningModule):
         loss = self.loss(batch)
         # Lightning logs under the metric "step" where there is one: here the steps completed with this one.
         self.log("step", float(self.global_step + 1))
-        self.log("train/loss", loss, sync_dist=True, batch_size=len(batch["prompt"]))
+        self._micro_losses.append(loss.detach())
+        if (
+            len(self._micro_losses) >= self.trainer.accumulate_grad_batches
+        ):  # of the whole batch, as without accumulation
+            mean = torch.stack(self._micro_losses).mean()
+            self._micro_losses = []
+            self.log("train/loss", mean, sync_dist=True, batch_size=len(batch["prompt"]))
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

@@ -11,13 +11,14 @@ from torch.optim import Optimizer
 
 from dit4sr.errors import UserError
 
-OPTIMIZERS = ("adamw", "muon")
+OPTIMIZERS = ("adamw", "adamw8bit", "muon")
 
 
 def build_optimizer(network: nn.Module, config: Mapping[str, Any]) -> Optimizer:
     """The optimiser of the parameters that train.
 
-    ``adamw`` is the published recipe (arXiv 1711.05101). ``muon`` updates the matrices inside the transformer
+    ``adamw`` is the published recipe (arXiv 1711.05101); ``adamw8bit`` keeps its moments in blocks of 8-bit numbers
+    (arXiv 2110.02861; bitsandbytes). ``muon`` updates the matrices inside the transformer
     blocks by Muon (momentum, orthogonalised by Newton–Schulz: Jordan et al., 2024, kellerjordan.github.io/posts/muon;
     scaled to AdamW's step size as in arXiv 2502.16982, so that one learning rate serves both) and everything else
     by AdamW.
@@ -35,11 +36,30 @@ def build_optimizer(network: nn.Module, config: Mapping[str, Any]) -> Optimizer:
     named = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
     matrices = [p for n, p in named if config["optimizer"] == "muon" and is_block_matrix(n, p)]
     others = [p for n, p in named if config["optimizer"] != "muon" or not is_block_matrix(n, p)]
+    if config["optimizer"] == "adamw8bit":
+        return eight_bit_adamw()(others, lr=rate, betas=tuple(config["betas"]), weight_decay=decay)
     adamw = torch.optim.AdamW(others, lr=rate, betas=tuple(config["betas"]), weight_decay=decay)
     if not matrices:
         return adamw
     muon = torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
     return Together([muon, adamw])
+
+
+def eight_bit_adamw() -> Callable[..., Optimizer]:
+    """The class AdamW8bit of bitsandbytes.
+
+    Raises:
+        UserError: where bitsandbytes is not installed.
+    """
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise UserError(
+            "training.optimizer=adamw8bit (of trainer/memory=24gb) needs bitsandbytes: pip install bitsandbytes, or "
+            "set training.optimizer=adamw"
+        ) from error
+    made: Callable[..., Optimizer] = AdamW8bit
+    return made
 
 
 def is_block_matrix(name: str, parameter: nn.Parameter) -> bool:

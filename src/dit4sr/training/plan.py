@@ -36,17 +36,24 @@ class MemoryPlan:
         return self.frozen + self.trainable + self.gradients + self.optimiser + self.ema
 
 
-def plan_memory(network: Any, frozen_bytes: int = 4) -> MemoryPlan:
+def plan_memory(network: Any, frozen_bytes: int = 4, optimiser_bytes: int = 8) -> MemoryPlan:
     """Memory of a network as it is trained here: what trains in float32.
 
     Args:
         network: on any device.
         frozen_bytes: of a frozen weight: 2 for a base kept in half precision.
+        optimiser_bytes: of the optimiser's state, a trained weight.
     """
     trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in network.parameters() if not p.requires_grad)
     buffers = sum(b.numel() for b in network.buffers())
-    return MemoryPlan(frozen_bytes * (frozen + buffers), 4 * trainable, 4 * trainable, 8 * trainable, 4 * trainable)
+    return MemoryPlan(
+        frozen=frozen_bytes * (frozen + buffers),
+        trainable=4 * trainable,
+        gradients=4 * trainable,
+        optimiser=optimiser_bytes * trainable,
+        ema=4 * trainable,
+    )
 
 
 def print_plan(config: Mapping[str, Any]) -> None:
@@ -55,11 +62,15 @@ def print_plan(config: Mapping[str, Any]) -> None:
     Args:
         config: configs/train.yaml, composed and resolved.
     """
+    from dit4sr.training.memory import micro_batch, predict
+
     # The fields are the base's own where it is on this machine; nothing is downloaded for a plan.
     training, backbone = config["training"], resolve_backbone(config["backbone"], download=False)
     network = build_on_meta(config["model"], backbone)
-    half = backbone["pretrained"] and "16" in str(config["trainer"]["precision"])
-    count, memory = count_parameters(network), plan_memory(network, 2 if half else 4)
+    samples_at_once = micro_batch(config)
+    half = "16" in str(config["trainer"]["precision"])
+    prediction = predict(network, backbone, training, samples=samples_at_once, half=half)
+    count, memory = count_parameters(network), prediction.plan
     samples = config["trainer"]["max_steps"] * config["data"]["batch_size"]
     latent = f"{backbone['crop']}×{backbone['crop']} px crops"
     rows = [
@@ -72,8 +83,9 @@ def print_plan(config: Mapping[str, Any]) -> None:
         ("  frozen weights, buffers", f"{memory.frozen / GIB:.2f} GiB"),
         ("  trained weights", f"{memory.trainable / GIB:.2f} GiB"),
         ("  gradients", f"{memory.gradients / GIB:.2f} GiB"),
-        ("  AdamW's moments", f"{memory.optimiser / GIB:.2f} GiB"),
+        ("  optimiser's state", f"{memory.optimiser / GIB:.2f} GiB"),
         ("  averaged weights", f"{memory.ema / GIB:.2f} GiB"),
+        ("activations, estimated", f"{prediction.activations / GIB:.2f} GiB for {samples_at_once} crops at once"),
         ("steps", f"{config['trainer']['max_steps']:,} of {config['data']['batch_size']} {latent}"),
         ("samples", f"{samples:,}"),
         ("optimiser", f"{training['optimizer']}, {training['schedule']} rate {training['learning_rate']:g}, "

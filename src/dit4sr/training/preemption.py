@@ -32,9 +32,11 @@ class StopOnSignal(Callback):
         self.save, self.every = save, every
         self.received: int | None = None
         self.stopped = False
+        self._step = 0
         self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._step = trainer.global_step
         # Not earlier: Lightning sets a handler of SIGTERM of its own, which ends the run without saving.
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
@@ -43,6 +45,9 @@ class StopOnSignal(Callback):
         self.received = number
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any) -> None:
+        if trainer.global_step == self._step:  # in the middle of an accumulation
+            return
+        self._step = trainer.global_step
         if self.stopped or not self._agreed(trainer):
             return
         self.stopped = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -12,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from dit4sr.errors import REQUEUE, Preempted, UserError
-from dit4sr.training.checkpoint_files import newest_valid
+from dit4sr.errors import REQUEUE, Preempted, RankLost, UserError
+from dit4sr.training.resuming import check_same_run, resume_from, run_id
 from dit4sr.training.run_lock import locked
 
 if TYPE_CHECKING:
-    import lightning
     import torch
 
 
@@ -45,8 +45,14 @@ def run(config: DictConfig, explicit: set[str]) -> int:
         checkpoint = train(config, out)
     except Preempted:
         return REQUEUE
+    except RankLost as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     if config.evaluate and checkpoint is not None:
         from dit4sr.training.evaluate_after import evaluate_checkpoint
+
+        for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):  # torchrun's: the other processes have ended
+            os.environ.pop(name, None)
 
         return evaluate_checkpoint(config, checkpoint, out / "evaluation")
     return 0
@@ -59,7 +65,16 @@ def one_run(out: Path) -> AbstractContextManager[None]:
 
 
 def run_folder(config: DictConfig) -> Path:
-    """The run's folder: ``out``; under a multirun a job's own folder in it."""
+    """The run's folder: ``out``; under a multirun a job's own folder in it; among several processes the first's.
+
+    Raises:
+        UserError: processes that a launcher has started have no folder in common.
+    """
+    if told := os.environ.get("DIT4SR_RUN_FOLDER"):
+        return Path(told)
+    several = any(int(os.environ.get(name, 1)) > 1 for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+    if several and "${now:" in str(OmegaConf.to_container(config, resolve=False)["out"]):  # type: ignore[index, call-overload]
+        raise UserError("with several processes the run needs a folder that all of them know: give out=<folder>")
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -97,8 +112,12 @@ def fit(config: DictConfig, out: Path, resume: Path | None) -> Path | None:
     from dit4sr.models.checkpoint import IDENTITY, check_same_model, read_checkpoint
     from dit4sr.prompts import PromptSettings, build_text_encoder
     from dit4sr.provenance import write_run_config
+    from dit4sr.training.distributed import explained, watch_parent
+    from dit4sr.training.memory import MemoryReport, micro_batch, predict, weights_of
     from dit4sr.training.module import DiT4SRModule
+    from dit4sr.training.trainer import build_trainer
 
+    watch_parent()
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     # From here on the architecture is that of the base's own files, not of the config.
     plain["backbone"] = resolve_backbone(plain["backbone"])
@@ -109,6 +128,7 @@ def fit(config: DictConfig, out: Path, resume: Path | None) -> Path | None:
         saved = read_checkpoint(resume)
         check_same_model(resume, saved["dit4sr"], plain)
         check_same_base(resume, saved["dit4sr"].get("base"), base)
+        check_same_run(resume, saved["dit4sr"], plain, allow=config.resume_changes)
         if saved["global_step"] >= config.trainer.max_steps:
             print(f"{resume} has {saved['global_step']} steps already: nothing left to train")
             return resume
@@ -119,13 +139,16 @@ def fit(config: DictConfig, out: Path, resume: Path | None) -> Path | None:
     if getattr(rank_zero_only, "rank", 0) == 0:  # the others find it when Lightning has let the first one through
         ensure_embedded(config.paths.data)
 
-    trainer = build_trainer(config, out, plain, saved)
-    refuse_distributed_sweep(trainer)
-    batch, micro_batches = config.data.batch_size, trainer.world_size * config.trainer.accumulate_grad_batches
-    if batch % micro_batches:
+    wandb_id = run_id(saved)
+    trainer = build_trainer(config, out, plain, saved, wandb_id)
+    batch, at_once = config.data.batch_size, micro_batch(plain, trainer.world_size)
+    if config.trainer.micro_batch:
+        trainer.accumulate_grad_batches = max(1, batch // (trainer.world_size * at_once))
+    accumulated = trainer.accumulate_grad_batches
+    if batch % (micro_batches := trainer.world_size * accumulated):
         raise UserError(
-            f"data.batch_size={batch} cannot be split over {trainer.world_size} devices × "
-            f"{config.trainer.accumulate_grad_batches} accumulation steps: choose a multiple of {micro_batches}"
+            f"data.batch_size={batch} cannot be split over {trainer.world_size} devices × {accumulated} accumulation "
+            f"steps: choose a multiple of {micro_batches}"
         )
     backbone, local = plain["backbone"], bool(plain["backbone"].get("local_files_only"))
     module = DiT4SRModule(
@@ -135,13 +158,13 @@ def fit(config: DictConfig, out: Path, resume: Path | None) -> Path | None:
         plain["training"],
         steps=config.trainer.max_steps,
         seed=config.seed,
-        identity={**{name: plain[name] for name in IDENTITY}, "base": base},
+        identity={**{name: plain[name] for name in IDENTITY}, "base": base, "run_id": wandb_id},
         fixed_prompt=prompt.fixed,
     )
     check_crop(backbone["crop"], module.autoencoder.scale, backbone["transformer"])
     data = SRDataModule(
         # Lightning asks for one micro-batch at a time.
-        {**plain["data"], "batch_size": batch // config.trainer.accumulate_grad_batches},
+        {**plain["data"], "batch_size": batch // accumulated},
         preset,
         seed=config.seed,
         crop=backbone["crop"],
@@ -149,11 +172,18 @@ def fit(config: DictConfig, out: Path, resume: Path | None) -> Path | None:
         latent_scale=module.autoencoder.scale,
         repeat_first_batch=config.debugging.overfit,
     )
+    prediction = predict(
+        module.network, backbone, plain["training"], samples=at_once, half="16" in str(config.trainer.precision),
+        others=weights_of(module.autoencoder) + weights_of(module.text_encoder),
+    )  # fmt: skip
     data.start = 0 if saved is None else saved["global_step"] * batch
     if trainer.is_global_zero:
         write_run_config(out, config)
         describe(config, module, out, resume)
-    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+        print(f"peak memory of a step, predicted: {prediction.total / 2**30:.2f} GiB a device", file=sys.stderr)
+    trainer.callbacks.append(MemoryReport(prediction))  # type: ignore[attr-defined]
+    with explained(trainer.strategy):
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
     close_wandb()
@@ -186,41 +216,12 @@ def close_wandb() -> None:
         wandb.finish()
 
 
-def refuse_distributed_sweep(trainer: lightning.Trainer) -> None:
-    """Refuse several processes under a multirun: each would run the whole sweep again.
-
-    Raises:
-        UserError: saying what to do instead.
-    """
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    if trainer.world_size > 1 and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        raise UserError(
-            f"a sweep cannot use {trainer.world_size} devices in one process: set trainer.devices=1, "
-            "or start the jobs one by one"
-        )
-
-
 def quieten_lightning() -> None:
     """Leave out what Lightning says of devices and of itself; its import sets the level that is set here."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def resume_from(resume: str, out: Path) -> Path | None:
-    """The checkpoint to go on from: ``never`` none, ``auto`` the run folder's newest whole one, else the path given.
-
-    Raises:
-        UserError: where the path given does not exist.
-    """
-    if resume == "never":
-        return None
-    if resume == "auto":
-        return newest_valid(out / "checkpoints", warn=lambda line: print(line, file=sys.stderr))
-    if not Path(resume).is_file():
-        raise UserError(f"resume={resume}: there is no such checkpoint; choose auto, never or the path of one")
-    return Path(resume)
+    # Of 1×1 and depth-wise convolutions, whose strides are ambiguous; their copies cost nothing that shows.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
 
 
 def check_inputs(config: DictConfig) -> None:
@@ -236,86 +237,6 @@ def check_inputs(config: DictConfig) -> None:
         from dit4sr.pretrained import check_local
 
         check_local(base, "transformer")
-
-
-def build_trainer(
-    config: DictConfig, out: Path, plain: dict[str, Any], saved: dict[str, Any] | None
-) -> lightning.Trainer:
-    """Lightning's Trainer with this project's callbacks and loggers."""
-    import lightning
-
-    from dit4sr.training.callbacks import Checkpoints, StepProgress
-    from dit4sr.training.checkpoint_io import AtomicCheckpointIO
-    from dit4sr.training.data_report import DataReport
-    from dit4sr.training.guards import FiniteGradients, LossSpikes
-    from dit4sr.training.logging import MetricsCSV, wandb_logger
-    from dit4sr.training.monitoring import Monitor
-    from dit4sr.training.preemption import StopOnSignal
-    from dit4sr.training.validation import HeldOutValidation
-
-    steps = config.trainer.max_steps
-    loggers: list[Any] = []
-    fast = config.debugging.fast_dev_run
-    if config.logger.csv and not fast:
-        loggers.append(MetricsCSV(out / "metrics.csv", None if saved is None else saved["global_step"]))
-    if not fast and (wandb := wandb_logger(plain["logger"]["wandb"], out, plain, wandb_run_id(out, config))):
-        loggers.append(wandb)
-    checkpoints = Checkpoints(
-        out / "checkpoints", 0 if fast else config.callbacks.checkpoint_every, steps, config.callbacks.keep_last
-    )
-    callbacks: list[Any] = [FiniteGradients(config.callbacks.stop_after_skipped, out), LossSpikes(out)]
-    callbacks.append(DataReport(min(config.trainer.log_every_n_steps, steps)))
-    if not fast:
-        callbacks.append(Monitor(out, config.data.batch_size, min(config.trainer.log_every_n_steps, steps)))
-    if config.callbacks.validate_every and config.callbacks.validation_samples:
-        callbacks.append(
-            HeldOutValidation(
-                benchmark=Path(config.paths.data) / "embedded" / "benchmark",
-                samples=config.callbacks.validation_samples,
-                every=config.callbacks.validate_every,
-                steps=1 if fast else steps,
-                sampler=plain["sampler"],
-                tile=plain["backbone"]["tile"],
-                folder=out / "validation",
-                checkpoints=None if fast else checkpoints,
-            )
-        )
-    callbacks.append(checkpoints)  # after the validation, whose best loss it stores
-    callbacks.append(StopOnSignal(checkpoints.save))
-    if config.callbacks.progress:
-        callbacks.append(StepProgress(1 if fast else steps, config.data.batch_size, config.trainer.log_every_n_steps))
-    return lightning.Trainer(
-        max_steps=steps,
-        max_epochs=-1,
-        accelerator=config.trainer.accelerator,
-        devices=config.trainer.devices,
-        num_nodes=config.trainer.num_nodes,
-        strategy=config.trainer.strategy,
-        precision=config.trainer.precision,
-        accumulate_grad_batches=config.trainer.accumulate_grad_batches,
-        gradient_clip_val=config.trainer.gradient_clip_val,
-        log_every_n_steps=min(config.trainer.log_every_n_steps, steps),  # a short run logs too
-        deterministic=config.trainer.deterministic,
-        detect_anomaly=config.debugging.detect_anomaly,
-        fast_dev_run=fast,
-        profiler=config.debugging.profiler,
-        callbacks=callbacks,
-        plugins=[AtomicCheckpointIO(background=config.callbacks.save_in_background)],
-        logger=loggers or False,
-        default_root_dir=out,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        use_distributed_sampler=False,
-    )
-
-
-def wandb_run_id(out: Path, config: DictConfig) -> str:
-    """The same for every restart in the same folder, so that a resumed run continues in W&B."""
-    import hashlib
-
-    return hashlib.blake2b(f"{out.resolve()}/{config.seed}".encode(), digest_size=6).hexdigest()
 
 
 def describe(config: DictConfig, module: Any, out: Path, resume: Path | None) -> None:

@@ -89,6 +89,9 @@ class HeldOutValidation(Callback):
                 logger.log_metrics(metrics, step)
                 if isinstance(logger, WandbLogger):
                     logger.log_image("val/restored", [sheet], step, caption=["input, bicubic, restored, ground truth"])
+                    triples = [(p["lq"], image, p["hq"]) for p, image in zip(pairs, restored, strict=True)]
+                    captions = [f"{n}: {what}" for n in range(len(pairs)) for what in ("LR", "restored", "HR")]
+                    logger.log_image("val/pictures", [x for t in triples for x in t], step, caption=captions)
         loss = trainer.strategy.broadcast(metrics.get("val/loss", float("nan")))
         if self.checkpoints is not None:
             self.checkpoints.validated(trainer, loss)

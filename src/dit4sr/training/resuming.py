@@ -1,0 +1,93 @@
+"""Going on with a run: from which checkpoint, and whether it is the same run."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dit4sr.errors import UserError
+from dit4sr.training.checkpoint_files import newest_valid
+
+STREAM = ("seed", "data.batch_size", "data.lanes", "data.order", "data.shuffle_buffer")
+"""What decides which sample comes when: with another value a resumed run repeats some samples and misses others."""
+
+FIXED = ("training.optimizer",)
+"""What the saved state is of."""
+
+KEPT = ("training.learning_rate", "training.betas", "training.weight_decay")
+"""What is part of the saved state, so that the checkpoint's values stay."""
+
+FREE = (
+    "training.steps",
+    "training.batch_size",  # data.batch_size says it
+    "training.gradient_checkpointing",
+    "data.workers",
+    "data.cache",
+    "data.cache_gb",
+    "data.retries",
+    "data.storage_options",
+)
+"""What may change without a word: it does not change what is computed."""
+
+
+def resume_from(resume: str, out: Path) -> Path | None:
+    """The checkpoint to go on from: ``never`` none, ``auto`` the run folder's newest whole one, else the path given.
+
+    Raises:
+        UserError: where the path given does not exist.
+    """
+    if resume == "never":
+        return None
+    if resume == "auto":
+        return newest_valid(out / "checkpoints", warn=lambda line: print(line, file=sys.stderr))
+    if not Path(resume).is_file():
+        raise UserError(f"resume={resume}: there is no such checkpoint; choose auto, never or the path of one")
+    return Path(resume)
+
+
+def check_same_run(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any], *, allow: bool = False) -> None:
+    """Refuse to go on with another stream of data or another optimiser; say what else has changed.
+
+    Args:
+        path: of the checkpoint, for the message.
+        saved: the config in the checkpoint (``dit4sr``).
+        wanted: the run's config.
+        allow: go on with another stream all the same.
+
+    Raises:
+        UserError: naming the fields and both values.
+    """
+    ours, theirs = ({n: v for part in ("seed", "data", "degradation", "training") for n, v in _flat(part, c.get(part))}
+                    for c in (wanted, saved))  # fmt: skip
+    changed = {n: f"{n}: {theirs.get(n)} → {ours.get(n)}" for n in sorted(ours.keys() | theirs.keys())
+               if n not in FREE and ours.get(n) != theirs.get(n)}  # fmt: skip
+    if fixed := [changed[n] for n in FIXED if n in changed]:
+        raise UserError(f"{path} cannot go on with another optimiser ({'; '.join(fixed)}): give another out=<folder>")
+    stream = [changed[n] for n in STREAM if n in changed]
+    if stream and not allow:
+        raise UserError(
+            f"{path} was trained on another stream of samples ({'; '.join(stream)}): give the same values, another "
+            "out=<folder>, or resume_changes=true to go on all the same"
+        )
+    if changed:
+        kept = [n for n in KEPT if n in changed]
+        print(
+            f"warning: going on from {path} with changes: {'; '.join(changed.values())}"
+            + (f" ({', '.join(kept)}: the checkpoint's stay)" if kept else ""),
+            file=sys.stderr,
+        )
+
+
+def _flat(name: str, value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        return [pair for key, inner in value.items() for pair in _flat(f"{name}.{key}", inner)]
+    return [(name, list(value) if isinstance(value, tuple) else value)]
+
+
+def run_id(saved: Mapping[str, Any] | None) -> str:
+    """The run's id in W&B: of the run that is resumed, wherever its folder lies now; else a new one."""
+    known = None if saved is None else saved["dit4sr"].get("run_id")
+    return str(known or secrets.token_hex(6))

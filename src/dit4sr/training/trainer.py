@@ -1,0 +1,81 @@
+"""Lightning's Trainer with this project's callbacks, loggers and strategies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+from omegaconf import DictConfig
+
+from dit4sr.training.callbacks import Checkpoints, StepProgress
+from dit4sr.training.checkpoint_io import AtomicCheckpointIO
+from dit4sr.training.data_report import DataReport
+from dit4sr.training.distributed import build_strategy
+from dit4sr.training.guards import FiniteGradients, LossSpikes
+from dit4sr.training.logging import MetricsCSV, wandb_logger
+from dit4sr.training.monitoring import Monitor
+from dit4sr.training.preemption import StopOnSignal
+from dit4sr.training.validation import HeldOutValidation
+
+
+def build_trainer(
+    config: DictConfig, out: Path, plain: dict[str, Any], saved: dict[str, Any] | None, wandb_id: str
+) -> lightning.Trainer:
+    """Lightning's Trainer with this project's callbacks and loggers."""
+    steps = config.trainer.max_steps
+    loggers: list[Any] = []
+    fast = config.debugging.fast_dev_run
+    if config.logger.csv and not fast:
+        loggers.append(MetricsCSV(out / "metrics.csv", None if saved is None else saved["global_step"]))
+    if not fast and (wandb := wandb_logger(plain["logger"]["wandb"], out, plain, wandb_id)):
+        loggers.append(wandb)
+    checkpoints = Checkpoints(
+        out / "checkpoints", 0 if fast else config.callbacks.checkpoint_every, steps, config.callbacks.keep_last
+    )
+    callbacks: list[Any] = [FiniteGradients(config.callbacks.stop_after_skipped, out), LossSpikes(out)]
+    callbacks.append(DataReport(min(config.trainer.log_every_n_steps, steps)))
+    if not fast:
+        callbacks.append(Monitor(out, config.data.batch_size, min(config.trainer.log_every_n_steps, steps)))
+    if config.callbacks.validate_every and config.callbacks.validation_samples:
+        callbacks.append(
+            HeldOutValidation(
+                benchmark=Path(config.paths.data) / "embedded" / "benchmark",
+                samples=config.callbacks.validation_samples,
+                every=config.callbacks.validate_every,
+                steps=1 if fast else steps,
+                sampler=plain["sampler"],
+                tile=plain["backbone"]["tile"],
+                folder=out / "validation",
+                checkpoints=None if fast else checkpoints,
+            )
+        )
+    callbacks.append(checkpoints)  # after the validation, whose best loss it stores
+    callbacks.append(StopOnSignal(checkpoints.save))
+    if config.callbacks.progress:
+        callbacks.append(StepProgress(1 if fast else steps, config.data.batch_size, config.trainer.log_every_n_steps))
+    return lightning.Trainer(
+        max_steps=steps,
+        max_epochs=-1,
+        accelerator=config.trainer.accelerator,
+        devices=config.trainer.devices,
+        num_nodes=config.trainer.num_nodes,
+        strategy=build_strategy(plain["trainer"], out),
+        precision=config.trainer.precision,
+        accumulate_grad_batches=config.trainer.accumulate_grad_batches,
+        gradient_clip_val=config.trainer.gradient_clip_val,
+        log_every_n_steps=min(config.trainer.log_every_n_steps, steps),  # a short run logs too
+        deterministic=config.trainer.deterministic,
+        detect_anomaly=config.debugging.detect_anomaly,
+        fast_dev_run=fast,
+        profiler=config.debugging.profiler,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO(background=config.callbacks.save_in_background)],
+        logger=loggers or False,
+        default_root_dir=out,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+    )

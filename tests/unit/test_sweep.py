@@ -1,0 +1,306 @@
+"""Sweeps: which job is known again, what a failed or interrupted one leaves, the table over seeds, and the page.
+
+The page is opened from disk in a real headless Chromium; that test is skipped where Playwright or Chromium is missing,
+unless DIT4SR_REQUIRE_BROWSER=1 demands them. DIT4SR_CHROMIUM names the browser's program.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+from tiny_checkpoint import TINY, compose_verb, picture, save
+
+from dit4sr.studies.ablation import command, table_rows, table_text
+from dit4sr.studies.compare import main as compare
+from dit4sr.studies.sweep import finish, jobs_of
+from dit4sr.studies.sweep_job import EVALUATED, LOG, Record, config_hash, decisive, read_record, run_job, write_record
+
+IMAGES = ("a", "b", "c")
+
+
+def job_config(**changes: Any) -> dict[str, Any]:
+    composed = compose_verb("train", *TINY, "experiment=ablation", "out=unused", "logger=csv", "callbacks=none")
+    for name, value in changes.items():
+        OmegaConf.update(composed, name.replace("__", "."), value)
+    return OmegaConf.to_container(composed, resolve=True)  # type: ignore[return-value]
+
+
+def write_job(sweep: Path, benchmark: Path, model: str, seed: int, quality: float) -> None:
+    """A finished job as train and evaluate leave it: per-image PSNR ``quality`` + the image's number + seed / 10."""
+    folder = sweep / f"{model}-seed{seed}"
+    composed = compose_verb("train", *TINY, f"model={model}", "out=unused", "benchmark=folder")
+    composed.benchmark.lq, composed.benchmark.hq = str(benchmark / "lq"), str(benchmark / "hq")
+    config: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
+    config["seed"] = seed
+    for number, name in enumerate(IMAGES):
+        save(folder / "evaluation" / "restored" / f"{name}.png", picture(32, 32, 10 * seed + number))
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+    with (folder / "metrics.csv").open("w") as file:
+        file.write("step,train/loss\n" + "".join(f"{n},{quality / n}\n" for n in range(1, 1500)))
+    values = [quality + number + seed / 10 for number in range(3)]
+    statistic = {"mean": sum(values) / 3, "std": 1.0, "n": 3}
+    facts = {"better": "higher", "protocol": "ycbcr", "channel": "Y", "border": 0}
+    summary = {
+        "benchmark": {"name": "folder", "upscale": 4.0, "images": 3},
+        "method": {"name": model},
+        "metrics": {"psnr": facts},
+        "methods": {"bicubic": {"psnr": {"mean": 20.0, "std": 0.0, "n": 3}}, model: {"psnr": statistic}},
+    }
+    (folder / EVALUATED).write_text(json.dumps(summary))
+    rows = [(name, "bicubic", 20.0) for name in IMAGES]
+    rows += [(name, model, value) for name, value in zip(IMAGES, values, strict=True)]
+    with (folder / "evaluation" / "per_image.csv").open("w") as file:
+        file.write("image,method,metric,value,protocol,channel,border,pyiqa,seed\n")
+        file.writelines(f"{name},{who},psnr,{value},ycbcr,Y,0,0,{seed}\n" for name, who, value in rows)
+    write_record(folder, Record("finished", "0", model, seed, seconds=3.0))
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """Two models with two seeds each, and a failed job."""
+    for number, name in enumerate(IMAGES):
+        save(tmp_path / "set" / "lq" / f"{name}.png", picture(8, 8, number))
+        save(tmp_path / "set" / "hq" / f"{name}.png", picture(32, 32, number))
+    for model, quality in (("variant_a", 22.0), ("dit4sr", 25.0)):
+        for seed in (0, 1):
+            write_job(tmp_path / "sweep", tmp_path / "set", model, seed, quality)
+    failed = tmp_path / "sweep" / "variant_b-seed0"
+    write_record(failed, Record("failed", "0", "variant_b", 0, reason="no </script> memory"))
+    return tmp_path / "sweep"
+
+
+def test_seeds_are_a_mean_and_a_deviation(sweep: Path) -> None:
+    jobs, unfinished = jobs_of(sweep)
+    assert [(job.model, job.seed) for job in jobs] == [
+        ("dit4sr", 0),
+        ("dit4sr", 1),
+        ("variant_a", 0),
+        ("variant_a", 1),
+    ]
+    assert [job.folder.name for job in unfinished] == ["variant_b-seed0"]
+    assert "| dit4sr | 2 | **26.05** ± 0.07 |" in table_text(jobs)
+    rows = {row["model"]: row for row in table_rows(jobs)}
+    assert rows["variant_a"]["mean"] == pytest.approx(23.05) and rows["variant_a"]["seeds"] == 2
+    assert rows["variant_a"]["seed_std"] == pytest.approx(0.1 / 2**0.5) and rows["bicubic"]["mean"] == 20.0
+
+
+def test_a_failed_job_is_listed_with_its_log_and_the_others_are_compared(
+    sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert finish(sweep) == 1
+    said = capsys.readouterr()
+    assert (
+        f"not finished: variant_b-seed0 failed: no </script> memory (log: {sweep}/variant_b-seed0/log.txt)" in said.err
+    )
+    for name in ("table.md", "per_job.csv", "comparison.png", "report.html"):
+        assert (sweep / name).stat().st_size > 100
+    with (sweep / "table.csv").open(newline="") as file:
+        assert {row["model"] for row in csv.DictReader(file)} == {"bicubic", "dit4sr", "variant_a"}
+
+
+def test_jobs_of_two_benchmarks_are_not_put_into_one_table(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = sweep / "dit4sr-seed0" / EVALUATED
+    path.write_text(path.read_text().replace('"folder"', '"other"'))
+    assert finish(sweep) == 1 and "evaluated on folder, other" in capsys.readouterr().err
+
+
+def test_a_job_is_known_by_what_decides_its_result() -> None:
+    config = job_config()
+    same = [job_config(out="elsewhere"), job_config(logger__csv=False), job_config(callbacks__progress=False)]
+    other = [job_config(seed=1), job_config(training__learning_rate=1e-5), job_config(sampler__steps=3)]
+    assert {config_hash(c) for c in same} == {config_hash(config)}
+    assert config_hash(config) not in {config_hash(c) for c in other} and len({config_hash(c) for c in other}) == 3
+    assert "model.lr_attention" in decisive(config) and "logger.csv" not in decisive(config)
+
+
+def test_a_failing_job_leaves_its_reason_and_its_log(tmp_path: Path) -> None:
+    folder = tmp_path / "dit4sr-seed0"
+    config = job_config(out=str(folder), resume=str(tmp_path / "nowhere.ckpt"), trainer__max_steps=1)
+    assert run_job(config, folder) == 1
+    record = read_record(folder)
+    assert record is not None and record.state == "failed" and "there is no such checkpoint" in record.reason
+    assert "nowhere.ckpt" in (folder / LOG).read_text() and "Traceback" not in (folder / LOG).read_text()
+
+
+def test_a_finished_job_is_kept_and_another_config_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, config = tmp_path / "job", job_config(resume="nowhere.ckpt")  # run again, it would fail
+    (folder / EVALUATED).parent.mkdir(parents=True)
+    (folder / EVALUATED).write_text("{}")
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "last.ckpt").write_bytes(b"")
+    (folder / "job.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+    write_record(folder, Record("finished", config_hash(config), "dit4sr", 0))
+    assert run_job(config, folder) == 0 and "kept" in capsys.readouterr().err
+    assert run_job(job_config(training__learning_rate=0.5), folder) == 1
+    assert "training.learning_rate 0.003 → 0.5" in capsys.readouterr().err
+    (folder / EVALUATED).unlink()  # the result is gone: it runs, and fails here
+    assert run_job(config, folder) == 1 and not (folder / EVALUATED).is_file()
+
+
+def test_a_job_ends_with_its_sweep(tmp_path: Path) -> None:
+    """Killed without warning, a sweep leaves no job behind."""
+    program = (
+        "import time\nfrom dit4sr.studies.sweep_job import ends_with_its_sweep\n"
+        "with ends_with_its_sweep():\n    print('ready', flush=True)\n    time.sleep(100)"
+    )
+    parent = (
+        "import subprocess, sys, time\n"
+        f"p = subprocess.Popen([sys.executable, '-c', {program!r}], stdin=subprocess.PIPE, stdout=subprocess.PIPE)\n"
+        "p.stdout.readline()\nprint(p.pid, flush=True)\ntime.sleep(100)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    job = int(process.stdout.readline())
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 30
+    while alive(job):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+def test_the_short_settings_are_those_of_train() -> None:
+    assert command(["seeds=0,1", "steps=5", "models=dit4sr", "backbone=small", "launcher=joblib", "jobs=2"]) == [
+        "--multirun",
+        "experiment=ablation",
+        "seed=0,1",
+        "training.steps=5",
+        "model=dit4sr",
+        "backbone=small",
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=2",
+    ]
+
+
+def test_two_runs_are_compared(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare([str(sweep / "dit4sr-seed0"), str(sweep / "variant_a-seed1")]) == 0
+    said = capsys.readouterr().out
+    assert "model.lr_attention | joint" in said and "separate" in said and "model.lr_residual" not in said
+    assert compare([str(sweep / "dit4sr-seed0"), str(sweep / "none")]) == 2
+    assert compare([str(sweep)]) == 2
+
+
+def test_nothing_is_compared_without_jobs(tmp_path: Path) -> None:
+    assert jobs_of(tmp_path) == ([], []) and finish(tmp_path) == 0
+
+
+def content(page: Path) -> dict[str, Any]:
+    """What a page shows, as data."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(), re.DOTALL)
+    assert found is not None
+    return json.loads(found.group(1))
+
+
+def test_the_page_says_what_the_files_say(sweep: Path) -> None:
+    finish(sweep)
+    page = sweep / "report.html"
+    assert not re.search(r'(?:src|href)="?https?:', page.read_text())  # one file, no connection
+    shown = content(page)
+    assert shown["models"] == ["dit4sr", "variant_a"] and "</script> memory" in shown["unfinished"][0]
+    cell = shown["table"]["rows"][2]["cells"]["psnr"]
+    assert cell["mean"] == pytest.approx(23.05) and cell["difference"] == pytest.approx(-3)
+    assert cell["interval"] == pytest.approx(4.302653 / 3**0.5, rel=1e-5)  # t(0.975; 2) · 1 / √3
+    assert [line["seed"] for line in shown["curves"]["train/loss"]] == [0, 1, 0, 1]
+    assert shown["curves"]["train/loss"][0]["points"][-1] == [1499, pytest.approx(25 / 1499)]
+    assert {row["name"] for row in shown["differences"]} == {"model.name", "model.lr_attention"}
+    assert [list(p["methods"]) for p in shown["pictures"]] == [["LR", "bicubic", "dit4sr", "variant_a", "HR"]] * 3
+    assert all(row["total"] > row["trainable"] > 0 or row["total"] == row["trainable"] for row in shown["complexity"])
+
+
+def test_a_page_of_large_noisy_pictures_stays_small(sweep: Path) -> None:
+    """Nine pictures of six images that no lossless format can shrink."""
+    import numpy as np
+
+    from dit4sr.studies import report
+
+    rng = np.random.default_rng(0)
+    noise = {str(n): rng.integers(0, 256, (700, 600, 3), dtype=np.uint8) for n in range(9)}
+    small = report.cropped(noise)
+    assert {image.shape for image in small.values()} == {(512, 512, 3)}
+    jobs, _ = jobs_of(sweep)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dit4sr.studies.ablation.pictures", lambda jobs, count: [(str(n), noise) for n in range(count)])
+        entries = report.encoded_pictures(jobs)
+    assert entries and len(entries[0]["methods"]) == 9
+    assert sum(len(text) for entry in entries for text in entry["methods"].values()) < 7e6
+
+
+def test_the_page_works_in_a_browser(sweep: Path) -> None:
+    required = os.environ.get("DIT4SR_REQUIRE_BROWSER") == "1"
+    if not required:
+        pytest.importorskip("playwright")
+    from playwright.sync_api import sync_playwright
+
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = os.environ.get("DIT4SR_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        assert not required, "DIT4SR_REQUIRE_BROWSER=1, and there is no Chromium: install it, or set DIT4SR_CHROMIUM"
+        pytest.skip("no Chromium here")
+    finish(sweep)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=program, args=["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
+        )
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        errors: list[str] = []
+        requested: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", lambda request: requested.append(request.url))
+        page.goto((sweep / "report.html").as_uri())
+        page.wait_for_selector("#tiles img")
+        assert page.inner_text("h1") == "Ablation on folder, nano"
+        assert "no </script> memory" in page.inner_text("#unfinished")
+        assert "26.05 ± 0.07" in page.inner_text("#results") and "Δ −3.00" in page.inner_text("#results")
+        assert page.locator("#plot .curve").count() == 4
+        page.click("#legend span[title]:has-text('variant_a')")
+        assert page.locator("#plot .curve").count() == 2
+
+        # The handle uncovers the left picture; a small picture that is clicked comes to the right.
+        page.locator("#viewer").scroll_into_view_if_needed()
+        box = page.locator("#viewer").bounding_box()
+        assert box is not None
+        middle = box["y"] + box["height"] / 2
+        page.mouse.move(box["x"] + box["width"] / 2, middle)
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] / 4, middle, steps=4)
+        page.mouse.up()
+        assert abs(int(page.get_attribute("#bar", "aria-valuenow")) - 25) <= 1
+        page.locator(".tile", has_text="variant_a").dispatch_event("click")
+        assert page.inner_text("#tagright") == "variant_a" and page.inner_text("#tagleft") == "bicubic"
+        sources = "[...document.querySelectorAll('.layer img, .tile img')].map(i => [i.src, i.naturalWidth])"
+        assert {width for _, width in page.evaluate(sources)} == {32}
+
+        # One zoom for all: every small picture shows the same part.
+        scale = "[...document.querySelectorAll('.tile img')].map(i => i.style.transform)"
+        before = page.evaluate(scale)
+        page.mouse.move(box["x"] + 40, box["y"] + 40)
+        page.mouse.wheel(0, -600)
+        page.wait_for_function("() => document.getElementById('zoom').textContent != 'zoom 1.0×'")
+        after = page.evaluate(scale)
+        assert len(set(before)) == len(set(after)) == 1 and before[0] != after[0]
+        page.set_viewport_size({"width": 420, "height": 800})  # a telephone
+        page.wait_for_function("() => document.documentElement.scrollWidth <= 420")
+        assert not errors and all(url.startswith(("file:", "data:")) for url in requested)
+        browser.close()

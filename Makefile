@@ -22,8 +22,9 @@ setup: $(VENV)/.installed  ## Make .venv and install everything into it
 demo: setup  ## Train a small DiT4SR here, restore held-out photos with it, show the table
 	$(BIN)/python -m dit4sr.studies.demo $(ARGS)
 
+# Several processes, a file of tests in each; one maths thread a process.
 test: setup  ## Run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 test-slow: setup  ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)

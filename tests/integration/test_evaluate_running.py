@@ -224,7 +224,9 @@ def test_wandb_gets_means_values_and_pictures(tmp_path: Path, pairs: Path, monke
     assert len(list(media.rglob("comparison*.png"))) == 1
     # The run's own record holds the means under their names, and the table's pictures: bicubic is drawn once.
     (path,) = folder.glob("*.wandb")
-    record = path.read_bytes()
+    deadline = time.monotonic() + 60  # W&B's own process writes the end of the file after the run is finished
+    while b"benchmark/folder/psnr" not in (record := path.read_bytes()) and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert b"benchmark/folder/psnr" in record
     assert len(set(re.findall(rb"media/images/[0-9a-f]{20}\.png", record))) == 2 * 3
 

@@ -167,7 +167,8 @@ def test_a_limit_on_files_is_one_line(tmp_path: Path, checkpoint: Path) -> None:
 def test_an_interruption_keeps_what_is_done(tmp_path: Path, checkpoint: Path) -> None:
     for number in range(400):
         save(tmp_path / "in" / f"{number:03}.png", picture(16, 16, 0))
-    command = verb(f"input={tmp_path}/in", f"output={tmp_path}/out", f"ckpt={checkpoint}", "sampler.steps=4")
+    # Many steps, so that even a fast machine is not done before it is interrupted.
+    command = verb(f"input={tmp_path}/in", f"output={tmp_path}/out", f"ckpt={checkpoint}", "sampler.steps=60")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 100

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def make(folder: Path, *, truth: bool = True, **facts: int) -> Store:
 def take_part(store: Store, session: str, ours_if: dict[str, bool], *, attentive: bool = True) -> None:
     """Answer everything: ours for realism where ``ours_if`` says so of the competitor, ours always for fidelity."""
     volunteer = store.join(session)
-    with sqlite3.connect(store._path) as db:
+    with closing(sqlite3.connect(store._path)) as db:
         query = """SELECT s.token, s.ours_left, m.label FROM steps s JOIN comparisons c ON c.id = s.comparison
             LEFT JOIN methods m ON m.id = c.competitor WHERE s.volunteer = ?"""
         known = {token: (bool(left), label) for token, left, label in db.execute(query, (volunteer.id,))}
@@ -92,7 +93,7 @@ def test_volunteers_are_balanced_in_the_store(tmp_path: Path) -> None:
     store = make(tmp_path, length=2)
     for number in range(6):
         store.join(f"someone {number}")
-    with sqlite3.connect(store._path) as db:
+    with closing(sqlite3.connect(store._path)) as db:
         query = """SELECT count(*), sum(ours_left) FROM steps JOIN comparisons c ON c.id = comparison
             WHERE competitor IS NOT NULL GROUP BY comparison"""
         assert db.execute(query).fetchall() == [(2, 1)] * 6
@@ -109,7 +110,7 @@ def test_an_attention_check_is_the_photo_and_its_ruin(tmp_path: Path, truth: boo
     from dit4sr.data.images import decode_image
 
     store = make(tmp_path, truth=truth)
-    with sqlite3.connect(store._path) as db:
+    with closing(sqlite3.connect(store._path)) as db:
         query = """SELECT stem, a.png, b.png FROM comparisons c JOIN photos ON photos.id = photo
             JOIN pictures a ON a.id = ours JOIN pictures b ON b.id = other WHERE competitor IS NULL"""
         rows = db.execute(query).fetchall()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     logger.log_image("val/pictures", pictures, 20, caption=["0: LR", "0: restored", "0: HR"])
     logger.finalize("success")
     logger.experiment.finish()
+    (file,) = tmp_path.glob("wandb/offline-run-*/run-abc123.wandb")
+    deadline = time.monotonic() + 60  # W&B's own process writes the end of the file after the run is finished
+    while not any(r.HasField("exit") for r in records(file)) and time.monotonic() < deadline:
+        time.sleep(0.1)
     return tmp_path
 
 

@@ -169,7 +169,14 @@ def test_an_interruption_keeps_what_is_done(tmp_path: Path, checkpoint: Path) ->
         save(tmp_path / "in" / f"{number:03}.png", picture(16, 16, 0))
     # Many steps, so that even a fast machine is not done before it is interrupted.
     command = verb(f"input={tmp_path}/in", f"output={tmp_path}/out", f"ckpt={checkpoint}", "sampler.steps=60")
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts what it runs in the background with the interrupt ignored, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         deadline = time.monotonic() + 100
         while len(list((tmp_path / "out").glob("*.png"))) < 3 and process.poll() is None:

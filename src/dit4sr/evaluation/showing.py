@@ -92,15 +92,10 @@ def log_to_wandb(out: Path, found: Evaluation, shown: list[Example], config: Map
     """
     import wandb
 
-    from dit4sr.training.logging import logged_in
+    from dit4sr.training.logging import wandb_mode
 
-    mode = config["mode"]
-    if mode == "disabled":
+    if config["mode"] == "disabled":
         return
-    if mode == "auto":
-        import os
-
-        mode = os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")
     benchmark, method = found.benchmark, found.method
     run = wandb.init(
         project=config["project"],
@@ -109,7 +104,7 @@ def log_to_wandb(out: Path, found: Evaluation, shown: list[Example], config: Map
         job_type="evaluate",
         tags=[*config["tags"], benchmark.name, method.name],
         dir=str(out),
-        mode=mode,
+        mode=wandb_mode(config["mode"]),
         config=dict(found.config),
         settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
     )

@@ -29,11 +29,6 @@ class Job:
     result: Path
 
     @property
-    def caption_file(self) -> Path:
-        """Where its caption is, if it has one: <stem>.txt beside it."""
-        return self.photo.with_suffix(".txt")
-
-    @property
     def shown(self) -> str:
         """The name as it can be printed: bytes of it that are no UTF-8 are escaped."""
         return self.name.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -110,6 +110,17 @@ def reachable(seconds: float = 5.0) -> bool:
         return False
 
 
+def wandb_mode(asked: str) -> Any:
+    """online, offline or disabled: ``auto`` is online when logged in; without a connection online becomes offline."""
+    mode = asked
+    if mode == "auto":
+        mode = os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")
+    if mode == "online" and not reachable():  # wandb would try for a minute and a half, and then end the run
+        print("warning: W&B cannot be reached: logging offline; wandb sync sends it later", file=sys.stderr)
+        mode = "offline"
+    return mode
+
+
 class WandbSteps(WandbLogger):
     """W&B with ``step``, the steps completed, as the axis of every metric: it goes on where a resumed run does.
 
@@ -166,15 +177,10 @@ def wandb_logger(
         run_config: nested; what the dashboard filters by. The code's revision is added.
         run_id: constant over restarts, so that a resumed run continues.
     """
-    mode = config["mode"]
-    if mode == "disabled":
+    if config["mode"] == "disabled":
         return None
-    if mode == "auto":
-        mode = os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")
+    mode = wandb_mode(config["mode"])
     os.environ.setdefault("WANDB_SILENT", "true")
-    if mode == "online" and not reachable():  # wandb would try for a minute and a half, and then end the run
-        print("warning: W&B cannot be reached: logging offline; wandb sync sends it later", file=sys.stderr)
-        mode = "offline"
     return WandbSteps(
         folder,
         log_model=bool(config.get("log_model")),

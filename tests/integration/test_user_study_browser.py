@@ -1,33 +1,22 @@
-"""The user study as a volunteer meets it: the real server, and a real headless Chromium, from consent to results.
-
-Skipped where FastAPI, Playwright or Chromium is missing, unless DIT4SR_REQUIRE_BROWSER=1 demands them.
-DIT4SR_CHROMIUM names the browser's program where it is not on the path.
-"""
+"""The user study as a volunteer meets it: the real server, and a real headless Chromium, from consent to results."""
 
 from __future__ import annotations
 
 import csv
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import chromium
 import pytest
 
-REQUIRED = os.environ.get("DIT4SR_REQUIRE_BROWSER") == "1"
-if not REQUIRED:
-    pytest.importorskip("fastapi")
-    pytest.importorskip("playwright")
+chromium.need("fastapi", "playwright")
 
 from user_study_folders import TOKEN, create, serving  # noqa: E402
 
 from dit4sr.studies.user_study import main  # noqa: E402
 
 PATIENCE = 60_000
-BROWSER = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
 DESKTOP = {"width": 1280, "height": 800}
 PHONE: dict[str, Any] = {
     "viewport": {"width": 390, "height": 844},
@@ -50,16 +39,8 @@ def address(study: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    program = os.environ.get("DIT4SR_CHROMIUM") or next(filter(None, map(shutil.which, BROWSER)), None)
-    if program is None:
-        assert not REQUIRED, "DIT4SR_REQUIRE_BROWSER=1, and there is no Chromium: install it, or set DIT4SR_CHROMIUM"
-        pytest.skip("no Chromium here")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program, args=FLAGS)
-        yield chromium
-        chromium.close()
+    with chromium.launched() as browser:
+        yield browser
 
 
 def open_page(browser: Any, address: str, **options: Any) -> Any:

@@ -1,8 +1,4 @@
-"""The web demo as a visitor meets it: the real server, in a process of its own, and a real headless Chromium.
-
-Skipped where Gradio, Playwright or Chromium is missing, unless DIT4SR_REQUIRE_BROWSER=1 demands them.
-DIT4SR_CHROMIUM names the browser's program where it is not on the path.
-"""
+"""The web demo as a visitor meets it: the real server, in a process of its own, and a real headless Chromium."""
 
 from __future__ import annotations
 
@@ -19,31 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import chromium
 import numpy as np
 import pytest
 from PIL import Image
 from tiny_checkpoint import load, picture, save, write_checkpoint
 
-REQUIRED = os.environ.get("DIT4SR_REQUIRE_BROWSER") == "1"
-if not REQUIRED:
-    pytest.importorskip("gradio")
-    pytest.importorskip("playwright")
+chromium.need("gradio", "playwright")
 
 PATIENCE = 120_000
 """Milliseconds; a busy machine is slow, a broken page says nothing at all."""
-
-BROWSER = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # the page must work offline
-]
 
 # Runs the demo with every connection that Python opens written down.
 SERVE = """
@@ -96,16 +77,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    program = os.environ.get("DIT4SR_CHROMIUM") or next(filter(None, map(shutil.which, BROWSER)), None)
-    if program is None:
-        assert not REQUIRED, "DIT4SR_REQUIRE_BROWSER=1, and there is no Chromium: install it, or set DIT4SR_CHROMIUM"
-        pytest.skip("no Chromium here")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program, args=FLAGS)
-        yield chromium
-        chromium.close()
+    with chromium.launched() as browser:
+        yield browser
 
 
 @pytest.fixture

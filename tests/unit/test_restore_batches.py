@@ -9,25 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
+from restoring import restore
 from tiny_checkpoint import compose_verb, load, picture, save, write_checkpoint
 
 from dit4sr.errors import UserError
 from dit4sr.restoration.restorer import Restorer
 from dit4sr.restoration.run import run
 from dit4sr.restoration.transparency import fill_transparent
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("run") / "checkpoints" / "last.ckpt"
-    write_checkpoint(path)
-    return path
-
-
-def restore(source: Path | str, output: Path, checkpoint: Path, *overrides: str) -> int:
-    config = compose_verb("restore", "sampler.steps=1", "device=cpu", *overrides)
-    config.input, config.output, config.ckpt = str(source), str(output), str(checkpoint)
-    return run(config, {"input", "output", "ckpt", "sampler.steps"})
 
 
 def test_the_batch_a_photo_is_in_changes_its_result_by_rounding_alone(

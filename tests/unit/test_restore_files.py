@@ -12,19 +12,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tiny_checkpoint import compose_verb, load, picture, save, write_checkpoint
+from restoring import restore
+from tiny_checkpoint import load, picture, save
 
 from dit4sr.errors import UserError
 from dit4sr.restoration.finding import find_jobs
 from dit4sr.restoration.results import is_whole
-from dit4sr.restoration.run import run
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("run") / "checkpoints" / "last.ckpt"
-    write_checkpoint(path)
-    return path
 
 
 @pytest.fixture
@@ -37,12 +30,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("mounting a small file system is not permitted here")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
-
-
-def restore(source: Path | str, output: Path, checkpoint: Path, *overrides: str) -> int:
-    config = compose_verb("restore", "sampler.steps=1", "device=cpu", *overrides)
-    config.input, config.output, config.ckpt = str(source), str(output), str(checkpoint)
-    return run(config, {"input", "output", "ckpt", "sampler.steps"})
 
 
 def names(source: Path | str, output: Path, *, recursive: bool = True) -> list[str]:

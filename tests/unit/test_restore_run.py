@@ -8,23 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_checkpoint import compose_verb, load, picture, save, write_checkpoint
+from restoring import restore
+from tiny_checkpoint import compose_verb, load, picture, save
 
 from dit4sr.errors import UserError
 from dit4sr.restoration.run import run
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("run") / "checkpoints" / "last.ckpt"
-    write_checkpoint(path)
-    return path
-
-
-def restore(source: Path | str, output: Path, checkpoint: Path, *overrides: str) -> int:
-    config = compose_verb("restore", "sampler.steps=1", "device=cpu", *overrides)
-    config.input, config.output, config.ckpt = str(source), str(output), str(checkpoint)
-    return run(config, {"input", "output", "ckpt", "sampler.steps"})
 
 
 def test_a_folder_keeps_its_folders_and_sizes(tmp_path: Path, checkpoint: Path) -> None:

@@ -1,7 +1,6 @@
 """Sweeps: which job is known again, what a failed or interrupted one leaves, the table over seeds, and the page.
 
-The page is opened from disk in a real headless Chromium; that test is skipped where Playwright or Chromium is missing,
-unless DIT4SR_REQUIRE_BROWSER=1 demands them. DIT4SR_CHROMIUM names the browser's program.
+The page is opened from disk in a real headless Chromium.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import csv
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import chromium
 import pytest
 from omegaconf import OmegaConf
 from tiny_checkpoint import TINY, compose_verb, picture, save
@@ -248,21 +247,9 @@ def test_a_page_of_large_noisy_pictures_stays_small(sweep: Path) -> None:
 
 
 def test_the_page_works_in_a_browser(sweep: Path) -> None:
-    required = os.environ.get("DIT4SR_REQUIRE_BROWSER") == "1"
-    if not required:
-        pytest.importorskip("playwright")
-    from playwright.sync_api import sync_playwright
-
-    names = ("chromium", "chromium-browser", "google-chrome")
-    program = os.environ.get("DIT4SR_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    if program is None:
-        assert not required, "DIT4SR_REQUIRE_BROWSER=1, and there is no Chromium: install it, or set DIT4SR_CHROMIUM"
-        pytest.skip("no Chromium here")
+    chromium.need("playwright")
     finish(sweep)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=program, args=["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
-        )
+    with chromium.launched() as browser:
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         errors: list[str] = []
         requested: list[str] = []
@@ -303,4 +290,3 @@ def test_the_page_works_in_a_browser(sweep: Path) -> None:
         page.set_viewport_size({"width": 420, "height": 800})  # a telephone
         page.wait_for_function("() => document.documentElement.scrollWidth <= 420")
         assert not errors and all(url.startswith(("file:", "data:")) for url in requested)
-        browser.close()

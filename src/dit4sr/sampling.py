@@ -1,9 +1,8 @@
-"""Sampling: the σ schedule, classifier-free guidance, Euler's method, and latent tiles."""
+"""Sampling: the σ schedule, classifier-free guidance and Euler's method."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -11,6 +10,8 @@ from torch import Tensor
 
 from dit4sr.errors import UserError
 from dit4sr.flow import interpolate, shift_sigma
+from dit4sr.stepping import Stepping, is_guided
+from dit4sr.tiled_network import Network, TiledNetwork
 from dit4sr.tiles import gaussian_window, tile_starts
 
 __all__ = [
@@ -24,9 +25,6 @@ __all__ = [
     "sampling_sigmas",
     "tile_starts",
 ]
-
-Network = Callable[..., Any]
-"""``network(z_t, lr_latent, timestep, tokens, pooled, return_dict=False)`` → velocity (B, C, H, W)."""
 
 Callback = Callable[[int, Tensor], Tensor | None]
 """Called after each step with its number and the latent; a latent that it returns takes that one's place."""
@@ -118,6 +116,7 @@ def sample_euler(
     steps: int = 40,
     shift: float = 3.0,
     guidance: float = 8.0,
+    guidance_interval: tuple[float, float] | None = None,
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
     start: Literal["noise", "lr"] = "noise",
@@ -136,6 +135,8 @@ def sample_euler(
         steps: number of Euler steps.
         shift: of the schedule, see :func:`sampling_sigmas`.
         guidance: w of classifier-free guidance; 1 switches it off.
+        guidance_interval: lowest and highest σ of the steps that are guided (arXiv 2404.07724); the others follow the
+            prompt alone, at half the cost. None guides all.
         noise: the starting noise, (B, C, H, W); drawn from ``generator`` if not given.
         start: ``noise``, or ``lr``: the LR latent noised to ``first_sigma``. (At a first σ of 1
             the two are the same: nothing is left of the LR latent.)
@@ -160,21 +161,16 @@ def sample_euler(
         sigmas = sampling_sigmas(steps, shift, first_sigma)
         z = noise.to(lr_latent) if start == "noise" else interpolate(lr_latent, noise.to(lr_latent), sigmas[:1])
         del noise  # of a large image's latents no more than are needed are kept
+        timesteps = (sigmas[:-1] * TRAIN_TIMESTEPS).to(z.device, torch.float32)
+        positive = encoder_hidden_states, pooled_projections
+        negative = negative_encoder_hidden_states, negative_pooled_projections
+        stepping = Stepping.of(network, lr_latent, timesteps, positive, negative, guidance != 1)
         for i in range(steps):
             if interrupted is not None and interrupted():
                 break
-            timestep = torch.full((len(z),), float(sigmas[i]) * TRAIN_TIMESTEPS, device=z.device, dtype=torch.float32)
-            velocity = guided_velocity(
-                network,
-                z,
-                lr_latent,
-                timestep,
-                encoder_hidden_states,
-                pooled_projections,
-                negative_encoder_hidden_states,
-                negative_pooled_projections,
-                guidance,
-            )
+            timestep = timesteps[i].expand(len(z))
+            weight = guidance if is_guided(float(sigmas[i]), guidance_interval) else 1.0
+            velocity = guided_velocity(stepping.network, z, stepping.lr_latent, timestep, *stepping.prompts(i), weight)
             z = torch.add(z, velocity.to(z.dtype), alpha=float(sigmas[i + 1] - sigmas[i]))
             del velocity
             if callback is not None and (replaced := callback(i, z)) is not None:
@@ -193,6 +189,7 @@ def sample_with_scheduler(
     negative_pooled_projections: Tensor | None = None,
     steps: int,
     guidance: float,
+    guidance_interval: tuple[float, float] | None = None,
     noise: Tensor,
     callback: Callback | None = None,
     interrupted: Callable[[], bool] | None = None,
@@ -219,101 +216,17 @@ def sample_with_scheduler(
         scheduler.set_timesteps(steps, device=lr_latent.device)
         z = noise.to(lr_latent)
         del noise
+        positive = encoder_hidden_states, pooled_projections
+        negative = negative_encoder_hidden_states, negative_pooled_projections
+        stepping = Stepping.of(network, lr_latent, scheduler.timesteps.float(), positive, negative, guidance != 1)
         for i, t in enumerate(scheduler.timesteps):
             if interrupted is not None and interrupted():
                 break
-            velocity = guided_velocity(
-                network,
-                z,
-                lr_latent,
-                t.float().expand(len(z)),
-                encoder_hidden_states,
-                pooled_projections,
-                negative_encoder_hidden_states,
-                negative_pooled_projections,
-                guidance,
-            )
+            timestep = t.float().expand(len(z))
+            # The timestep is 1000σ.
+            weight = guidance if is_guided(float(t) / TRAIN_TIMESTEPS, guidance_interval) else 1.0
+            velocity = guided_velocity(stepping.network, z, stepping.lr_latent, timestep, *stepping.prompts(i), weight)
             z = scheduler.step(velocity, t, z, return_dict=False)[0].to(lr_latent.dtype)
             if callback is not None and (replaced := callback(i, z)) is not None:
                 z = replaced
         return z
-
-
-Predict = Callable[[Tensor, Tensor | None, Tensor], Tensor]
-"""(tiles of z, tiles of the LR latent, index of each tile's sample) → velocity of the tiles."""
-
-
-@dataclass(frozen=True)
-class TiledNetwork:
-    """A network evaluated on overlapping latent tiles, blended by Gaussian weights at every step.
-
-    Where the latent fits one tile this is the network itself.
-
-    Args:
-        network: see :data:`Network`.
-        tile: side of a tile in latent pixels, a multiple of the patch.
-        overlap: of neighbouring tiles, in latent pixels.
-        batch: at most so many tiles in one forward pass, which bounds the memory; with guidance each counts
-            twice (but one tile is always taken).
-    """
-
-    network: Network
-    tile: int
-    overlap: int
-    batch: int = 16
-
-    def __call__(
-        self,
-        z: Tensor,
-        lr_latent: Tensor | None,
-        timestep: Tensor,
-        tokens: Tensor,
-        pooled: Tensor,
-        return_dict: bool = False,
-    ) -> Tensor:
-        """Velocity of the whole latent, (B, C, H, W); arguments as for the network."""
-
-        def predict(z: Tensor, lr_latent: Tensor | None, index: Tensor) -> Tensor:
-            return self.network(z, lr_latent, timestep[index], tokens[index], pooled[index], return_dict=False)
-
-        return self.blend(predict, z, lr_latent)
-
-    def blend(self, predict: Predict, z: Tensor, lr_latent: Tensor | None, *, forwards: int = 1) -> Tensor:
-        """Run ``predict`` on all tiles and blend what it gives.
-
-        Args:
-            predict: see :data:`Predict`.
-            z, lr_latent: (B, C, H, W).
-            forwards: how many network inputs ``predict`` makes of a tile.
-
-        Returns:
-            (B, C, H, W).
-        """
-        B, _, H, W = z.shape
-        rows, columns = tile_starts(H, self.tile, self.overlap), tile_starts(W, self.tile, self.overlap)
-        at_once = max(1, self.batch // forwards)
-        samples = torch.arange(B, device=z.device)
-        if len(rows) == len(columns) == 1:
-            parts = [
-                predict(z[i], None if lr_latent is None else lr_latent[i], samples[i])
-                for i in (slice(first, first + at_once) for first in range(0, B, at_once))
-            ]
-            return parts[0] if len(parts) == 1 else torch.cat(parts)
-        h, w = min(H, self.tile), min(W, self.tile)
-        window = gaussian_window(h, w, device=z.device)
-        places = [(b, y, x) for y in rows for x in columns for b in range(B)]
-        total = torch.zeros(z.shape, dtype=torch.float32, device=z.device)
-        weight = torch.zeros((1, 1, H, W), device=z.device)
-        for y in rows:
-            for x in columns:
-                weight[..., y : y + h, x : x + w] += window
-        for first in range(0, len(places), at_once):
-            chunk = places[first : first + at_once]
-
-            def cut(latent: Tensor, chunk: list[tuple[int, int, int]] = chunk) -> Tensor:
-                return torch.stack([latent[b, :, y : y + h, x : x + w] for b, y, x in chunk])
-
-            velocity = predict(cut(z), None if lr_latent is None else cut(lr_latent), samples[[b for b, _, _ in chunk]])
-            for (b, y, x), v in zip(chunk, velocity, strict=True):
-                total[b, :, y : y + h, x : x + w] += window * v
-        return total.div_(weight).to(z.dtype)

@@ -15,6 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from dit4sr.acceleration.settings import AccelerationSettings
 from dit4sr.errors import UserError
 from dit4sr.values import number, whole_number
 
@@ -79,6 +80,8 @@ def check(config: dict[str, Any]) -> None:
     number(config, "upscale", 1)
     number(config, "max_megapixels", 0)
     whole_number(config, "seed")
+    if config.get("acceleration") is not None:
+        AccelerationSettings.from_config(config["acceleration"])
     port = whole_number(config, "port", 1)
     if port > 65535:
         raise UserError(f"port={port}: ports end at 65535")

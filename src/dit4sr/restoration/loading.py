@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from dit4sr.acceleration import AccelerationSettings, accelerate
+from dit4sr.acceleration.autoencoder import accelerate_autoencoder
 from dit4sr.errors import UserError
 from dit4sr.models.base import dtype_named
 from dit4sr.models.checkpoint import (
@@ -51,7 +53,25 @@ def load_restorer(config: Mapping[str, Any], explicit: Collection[str]) -> tuple
         changed = {name: value for name, value in changed.items() if f"backbone.tile.{name}" in explicit}
     if changed:
         restorer = replace(restorer, tile=replace(restorer.tile, **changed))
-    return restorer, trained
+    return accelerated(restorer, trained, config.get("acceleration"))
+
+
+def accelerated(
+    restorer: Restorer, trained: TrainedModel, config: Mapping[str, Any] | None
+) -> tuple[Restorer, TrainedModel]:
+    """Make a restorer faster as configs/acceleration says; None leaves it as it is.
+
+    Raises:
+        UserError: where the settings are none, or a package, a compiler or a kind of GPU is missing.
+    """
+    if config is None:
+        return restorer, trained
+    settings = AccelerationSettings.from_config(config)
+    network = accelerate(restorer.network, settings)
+    local = bool(trained.config["backbone"].get("local_files_only"))
+    autoencoder = accelerate_autoencoder(restorer.autoencoder, settings, restorer.device, local_files_only=local)
+    faster = replace(restorer, network=network, autoencoder=autoencoder, acceleration=dict(config))
+    return faster, replace(trained, network=network)
 
 
 def load_model(config: Mapping[str, Any], explicit: Collection[str]) -> TrainedModel:
@@ -142,7 +162,7 @@ def sampler_for(config: Mapping[str, Any], saved: Mapping[str, Any], explicit: C
 def checkpoint_file(path: Path) -> Path:
     """The checkpoint itself, or the last one of a run's folder."""
     last = path / "checkpoints" / "last.ckpt"
-    return last if last.is_file() else path
+    return last if last.exists() else path
 
 
 def resolve_device(name: str) -> torch.device:

@@ -19,6 +19,9 @@ from diffusers.utils import logging
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
+from dit4sr.acceleration import AccelerationSettings, accelerate
+from dit4sr.acceleration.autoencoder import accelerate_autoencoder
+from dit4sr.acceleration.network import FastNetwork
 from dit4sr.autoencoders import Autoencoder, BlockDCT, DiffusersAutoencoder
 from dit4sr.errors import UserError
 from dit4sr.models import DiT4SRTransformer2DModel, LRStreamSpec, SD3ControlNet
@@ -155,9 +158,28 @@ class DiT4SRPipeline(DiffusionPipeline):
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Write a folder that :meth:`from_pretrained` reads, see ``DiffusionPipeline.save_pretrained``."""
+        if isinstance(self.transformer, FastNetwork):
+            self.transformer.save_pretrained(save_directory)  # refuses, where diffusers would leave it out
         # An attribute of the network, of which the network's own config knows nothing.
         self.register_to_config(lr_injection_scale=getattr(self.transformer, "lr_injection_scale", None))
         super().save_pretrained(save_directory, *args, **kwargs)
+
+    def accelerate(self, settings: AccelerationSettings | str = "exact") -> None:
+        """Make the transformer and the autoencoder faster, in place; see docs/speed.md. Do so on the device, and
+        before offloading is switched on; a pipeline made faster cannot be saved.
+
+        Args:
+            settings: a name of configs/acceleration, or settings.
+
+        Raises:
+            UserError: for an unknown name, or where a package, a compiler or a kind of GPU is missing.
+        """
+        if isinstance(settings, str):
+            settings = AccelerationSettings.named(settings)
+        if settings.tiny_vae is not None:
+            raise UserError("acceleration.tiny_vae: give the pipeline the tiny autoencoder itself (vae=…)")
+        self.register_modules(transformer=accelerate(self.transformer, settings))
+        accelerate_autoencoder(self._coder, settings, self.transformer.device)
 
     # Tiles of the autoencoder
 

@@ -45,6 +45,7 @@ class Restorer:
         patch: latent pixels of a token's side.
         least: latent pixels of the sides that the network was trained on: smaller images are padded to them.
             None for the tile's.
+        acceleration: what was done to make it faster, as configs/acceleration says; it travels with the results.
 
     Raises:
         UserError: for tiles that the network cannot take.
@@ -58,6 +59,7 @@ class Restorer:
     device: torch.device
     patch: int = 2
     least: int | None = None
+    acceleration: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         check_tile(self.tile, self.patch, largest_side(self.network))

@@ -47,6 +47,7 @@ class SamplerSettings:
     positive_suffix: str
     tile_batch: int
     colour: str
+    guidance_interval: tuple[float, float] | None = None
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -56,11 +57,14 @@ class SamplerSettings:
             UserError: for missing or unknown fields, or a value that cannot be sampled with.
         """
         expected = {f.name for f in fields(cls)}
-        if wrong := sorted(expected ^ set(config)):
+        given = {"guidance_interval": None, **config}  # samplers saved before there was one have none
+        if wrong := sorted(expected ^ set(given)):
             raise UserError(
                 f"sampler: missing or unknown {', '.join(map(str, wrong))}; it has {', '.join(sorted(expected))}"
             )
-        settings = cls(**{str(k): v for k, v in config.items()})
+        if isinstance(given["guidance_interval"], list):
+            given["guidance_interval"] = tuple(given["guidance_interval"])
+        settings = cls(**{str(k): v for k, v in given.items()})
         settings.check()
         return settings
 
@@ -91,6 +95,8 @@ class SamplerSettings:
             raise UserError(
                 f"sampler.first_sigma={self.first_sigma}: starting from noise it is 1; for less use sampler.start=lr"
             )
+        if self.guidance_interval is not None:
+            check_interval(self.guidance_interval)
         try:
             sampling_sigmas(self.steps, self.shift, self.first_sigma)
         except ValueError as error:
@@ -99,6 +105,21 @@ class SamplerSettings:
     def positive(self, prompt: str) -> str:
         """The prompt with the quality suffix."""
         return ", ".join(part for part in (prompt.strip().rstrip("."), self.positive_suffix) if part)
+
+
+def check_interval(interval: object) -> None:
+    """Refuse an interval of guidance that is none.
+
+    Raises:
+        UserError: unless it is two σ, the lower one first.
+    """
+    ends = interval if isinstance(interval, tuple | list) else ()
+    numbers = all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends)
+    if len(ends) != 2 or not numbers or not 0 <= ends[0] <= ends[1] <= 1:
+        raise UserError(
+            f"sampler.guidance_interval={interval}: give the lowest and the highest sigma of the guided steps, within "
+            "0 and 1, such as [0.2,0.9], or null"
+        )
 
 
 def target_size(height: int, width: int, upscale: float) -> tuple[int, int]:
@@ -213,6 +234,7 @@ def sample(
         "negative_pooled_projections": None if negative is None else negative.pooled,
         "steps": settings.steps,
         "guidance": settings.guidance,
+        "guidance_interval": settings.guidance_interval,
         "noise": noise,
         "callback": callback,
         "interrupted": interrupted,

@@ -38,6 +38,7 @@ def settings_of(restorer: Restorer, trained: TrainedModel, config: Mapping[str, 
         "injection_scale": getattr(trained.network, "lr_injection_scale", None),
         "sampler": asdict(restorer.sampler),
         "tile": asdict(restorer.tile),
+        "acceleration": restorer.acceleration,
         "upscale": config["upscale"],
         "seed": config["seed"],
     }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from dit4sr.acceleration.settings import AccelerationSettings
 from dit4sr.errors import UserError
 from dit4sr.prompts.captions import Photo, build_captions
 from dit4sr.values import flag, number, whole_number
@@ -94,6 +95,8 @@ def check(config: Mapping[str, Any]) -> None:
     whole_number(config, "batch_size", 1)
     flag(config, "recursive")
     flag(config, "overwrite")
+    if config.get("acceleration") is not None:
+        AccelerationSettings.from_config(config["acceleration"])
 
 
 def check_writable(output: Path) -> None:

@@ -1,0 +1,73 @@
+"""torch.compile of a network's blocks, or of its whole step; what is compiled is kept on disk for the next process."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dit4sr.acceleration.settings import AccelerationSettings
+from dit4sr.errors import UserError
+
+GRAPH_MODES = ("reduce-overhead", "max-autotune")
+"""Modes of torch.compile that record CUDA graphs."""
+
+VERSIONS = 64
+"""So many versions of one piece of code are kept: kinds of blocks × sizes of latents × batches."""
+
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+
+
+def cache_folder() -> Path:
+    """Where compiled code is kept between processes: TORCHINDUCTOR_CACHE_DIR, else a folder in the user's cache."""
+    if CACHE_VARIABLE not in os.environ:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        os.environ[CACHE_VARIABLE] = str(base / "dit4sr" / "inductor")
+    return Path(os.environ[CACHE_VARIABLE])
+
+
+def check_compiler(device: torch.device) -> None:
+    """Refuse to compile where there is nothing to compile with.
+
+    Raises:
+        UserError: saying what is missing.
+    """
+    if device.type == "cpu" and not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")):
+        raise UserError("acceleration.compile needs a C++ compiler (g++) on the CPU: install one, or compile=none")
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise UserError("acceleration.compile needs Triton on a GPU: pip install triton, or compile=none")
+
+
+def compile_network(network: Any, settings: AccelerationSettings, device: torch.device) -> None:
+    """Have a :class:`FastNetwork` compiled on its first call at each size.
+
+    Sizes are compiled for one by one (``dynamic=False``): restoration asks for few, a tile's and those of small
+    photos. The timestep travels as a tensor and the injection's s as well, so that no step is compiled for.
+
+    Args:
+        network: the network, which is changed.
+        settings: ``compile`` and ``compile_mode``.
+        device: where it will run.
+
+    Raises:
+        UserError: where nothing can be compiled.
+    """
+    check_compiler(device)
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VERSIONS)
+    how: dict[str, Any] = {"dynamic": False, "fullgraph": True, "mode": settings.compile_mode}
+    if settings.compile == "step":
+        network.run = torch.compile(network._run, **how)
+        return
+    for trunk in network.trunks:
+        for block in trunk.blocks:
+            block.compile(**how)
+
+
+def records_graphs(settings: AccelerationSettings, device: torch.device) -> bool:
+    """Whether steps are replayed from CUDA graphs, whose output the next replay overwrites."""
+    return device.type == "cuda" and settings.compile == "step" and settings.compile_mode in GRAPH_MODES

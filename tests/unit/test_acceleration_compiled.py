@@ -1,0 +1,96 @@
+"""Compilation by inductor, for real: the same velocity, nothing compiled again over the steps, code kept on disk."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch._inductor.config
+from tiny_acceleration import EXACT, sampled
+from tiny_sd3 import relative_error, tiny_inputs, tiny_network
+
+from dit4sr.acceleration import accelerate
+
+# One block with dual attention, one without (the last): the least that has every kind of code.
+SMALL: dict[str, Any] = {"num_layers": 2, "dual_attention_layers": (0,)}
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    # No pool of compiling processes, each of which would import torch.
+    with torch._inductor.config.patch(compile_threads=1):
+        yield
+    torch.compiler.reset()
+
+
+def compilations() -> int:
+    """Pieces of code that were compiled since the counters were cleared."""
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+@torch.no_grad()
+def test_nothing_is_compiled_again_over_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted without generating code, by which nothing about guards changes."""
+    network = tiny_network(**SMALL)
+    expected = copy.deepcopy(network)
+    for compiled in ("blocks", "step"):
+        torch.compiler.reset()
+        torch._dynamo.utils.counters.clear()
+        fast = accelerate(copy.deepcopy(network), replace(EXACT, depth_wise="shifts"))
+        how: dict[str, Any] = {"backend": "eager", "dynamic": False, "fullgraph": True}
+        if compiled == "step":
+            fast.run = torch.compile(fast._run, **how)
+        else:
+            for block in fast.trunk.blocks:
+                block.compile(**how)
+        # The sizes that a restoration has: full tiles, and the last batch of them.
+        inputs = tiny_inputs(6, 10, batch=1)
+        reference = sampled(expected, inputs.lr, steps=2)
+        assert relative_error(sampled(fast, inputs.lr, steps=2), reference) < 5e-5
+        per_size = compilations()
+        assert per_size == (2 if compiled == "blocks" else 1)
+        sampled(fast, inputs.lr, steps=3)
+        fast.lr_injection_scale = 1.2
+        sampled(fast, inputs.lr, steps=1)
+        assert compilations() == per_size, "another schedule, or another injection scale, is no other code"
+        sampled(fast, tiny_inputs(8, 8, batch=1).lr, steps=1)
+        sampled(fast, inputs.lr, steps=1)
+        assert compilations() == 2 * per_size, "a second size once, and the first is still there"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
+@torch.no_grad()
+def test_a_recorded_step_is_the_plain_one() -> None:
+    network, lr = tiny_network(**SMALL).cuda(), tiny_inputs(6, 10, batch=1).lr.cuda()
+    expected = sampled(network, lr)
+    fast = accelerate(network, replace(EXACT, cuda_graphs=True))
+    for _ in range(2):
+        assert relative_error(sampled(fast, lr), expected) < 1e-3
+    other = tiny_inputs(8, 8, batch=1).lr.cuda()
+    sampled(fast, other)
+    assert relative_error(sampled(fast, lr), expected) < 1e-3
+    assert len(fast.warm_ups) == 2
+
+
+@pytest.mark.timeout(600)
+@torch.no_grad()
+def test_inductor_compiles_the_blocks(caplog: pytest.LogCaptureFixture) -> None:
+    network, inputs = tiny_network(num_layers=1, dual_attention_layers=()), tiny_inputs(4, 6, batch=1)
+    expected = inputs.call(network)
+    fast = accelerate(network, replace(EXACT, compile="blocks", depth_wise="shifts"))
+    with caplog.at_level("INFO", logger="dit4sr.acceleration.network"):
+        assert relative_error(inputs.call(fast), expected) < 1e-4
+        inputs.call(fast)
+    assert len(fast.warm_ups) == 1
+    assert "ready for latents of 1×4×4×6 in" in caplog.text
+    assert len([r for r in caplog.records if r.name.startswith("dit4sr")]) == 1, "once a size"
+    assert any(Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).rglob("*")), "kept for the next process"

@@ -6,7 +6,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-faults lint format ablations bench
+.PHONY: help setup demo test test-slow test-faults lint format ablations bench bench-gpu
 
 help:  ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,16 @@ format: setup  ## Mend style where that can be done automatically
 ablations: setup  ## Train and compare the six models on the embedded photos
 	$(BIN)/python experiments/ablation/run.py $(ARGS)
 
-bench: setup  ## Measure speed on this machine
-	$(BIN)/python benchmarks/networks.py $(ARGS)
-	$(BIN)/python benchmarks/data.py
+# Each theme's table, printed; ARGS=--out writes it to benchmarks/results too.
+bench: setup  ## Measure speed on this machine's CPU (minutes)
+	$(BIN)/python benchmarks/startup.py $(ARGS)
+	$(BIN)/python benchmarks/degradation.py --images 12 $(ARGS)
+	$(BIN)/python benchmarks/loading.py $(ARGS)
+	$(BIN)/python benchmarks/sampling.py $(ARGS)
+	$(BIN)/python benchmarks/training.py $(ARGS)
+	$(BIN)/python benchmarks/training.py --profile $(ARGS)
+
+bench-gpu: setup  ## Measure speed on a GPU: full-size networks with random weights, no downloads
+	$(BIN)/python benchmarks/sampling.py --device cuda $(ARGS)
+	$(BIN)/python benchmarks/training.py --device cuda --trace outputs/training_trace.json.gz $(ARGS)
+	$(BIN)/python benchmarks/degradation.py --device cuda $(ARGS)

@@ -19,7 +19,11 @@ class Recorder:
 def trainer_at(step, logger, names=("a", "b")):
     return SimpleNamespace(
         datamodule=SimpleNamespace(source_names=names),
-        strategy=SimpleNamespace(reduce=lambda tensor, reduce_op: 2 * tensor),  # as of two equal ranks
+        world_size=2,
+        strategy=SimpleNamespace(
+            root_device=torch.device("cpu"),
+            reduce=lambda tensor, reduce_op: 2 * tensor,  # as of two equal ranks
+        ),
         loggers=[logger],
         global_step=step,
         is_global_zero=True,

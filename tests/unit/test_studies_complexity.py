@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from dit4sr.evaluation.published import published_fidelity, read_published
+from dit4sr.models.flops import forward_flops, network_inputs
 from dit4sr.studies.complexity import main, read_configs
-from dit4sr.studies.counting import count, forward_flops, network_inputs, work_of
+from dit4sr.studies.counting import count, work_of
 
 MODELS = {model["name"]: model for model in read_configs("model", [])}
 BACKBONES = {backbone["name"]: backbone for backbone in read_configs("backbone", [])}

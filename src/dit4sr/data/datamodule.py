@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule
 
 from dit4sr.data.augmentation import Augmentation
@@ -17,6 +18,7 @@ from dit4sr.data.loading import Batch, LoaderSettings, TrainingBatches, warn
 from dit4sr.data.on_device import degrade_patches
 from dit4sr.data.prepare import ensure_embedded
 from dit4sr.data.sources import check_sources, find_sources, remote_settings
+from dit4sr.data.transfer import batch_to_device
 from dit4sr.errors import UserError
 
 
@@ -106,6 +108,9 @@ class SRDataModule(LightningDataModule):
             )
         )
         return itertools.repeat(next(iter(self.batches))) if self.repeat_first_batch else self.batches
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return batch_to_device(batch, device)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Degrade on the device, where ``data.engine=device`` has left the patches as they are."""

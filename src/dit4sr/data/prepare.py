@@ -256,7 +256,9 @@ def _report_part(work: Path, listing: Listing, out: Path, execution: Execution) 
 
 
 def _print_skipped(entries: list[tuple[str, str]], count: int, listed: Path | None) -> None:
-    for name, reason in entries[:LINES]:
+    for entry in entries[:LINES]:
+        # A name out of a tar may hold anything, also what a terminal takes for a command.
+        name, reason = ("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text) for text in entry)
         print(f"skipped {name}: {reason}")
     if count > LINES:
         print(f"… and {count - LINES} more" + (f", listed in {listed}" if listed else ""))

@@ -72,7 +72,9 @@ def restorer_for(
     """
     from dit4sr.restoration.loading import load_restorer
 
-    asked = {**config, "ckpt": ckpt, "model": {**config["model"], "name": model}}
+    if (config.get("acceleration") or {}).get("name", "none") != "none":
+        raise UserError("acceleration: studies look inside the network: leave it out")
+    asked = {**config, "acceleration": None, "ckpt": ckpt, "model": {**config["model"], "name": model}}
     if ckpt is not None or model != config["model"]["name"]:
         asked |= {"weights": None, "weights_preset": None}
     if model != config["model"]["name"]:

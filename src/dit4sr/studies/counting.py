@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from dit4sr.models.build import Network, build_on_meta, count_parameters
+from dit4sr.models.build import build_on_meta, count_parameters
+from dit4sr.models.flops import flops_of, forward_flops, scale_of
 from dit4sr.tiles import tile_starts
 
 SD35_VAE: dict[str, Any] = {
@@ -83,11 +83,6 @@ def work_of(backbone: Mapping[str, Any], *, target: int, steps: int, guidance: f
     return Work(target, steps, side * side, 1 if guidance == 1 else 2)
 
 
-def scale_of(backbone: Mapping[str, Any]) -> int:
-    """Pixels per latent pixel."""
-    return 4 if backbone["autoencoder"]["name"] == "block_dct" else 8
-
-
 def latent_side(backbone: Mapping[str, Any], target: int) -> int:
     """Latent pixels of a side, at least one tile's."""
     return max(-(-target // scale_of(backbone)), backbone["tile"]["size"])
@@ -118,34 +113,6 @@ def count(model: Mapping[str, Any], backbone: Mapping[str, Any], work: Work) -> 
         coding=coding,
         image=step * work.steps + coding,
     )
-
-
-def flops_of(action: Callable[[], object]) -> int:
-    """FLOPs of what ``action`` computes, by torch's counter."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        action()
-    return counter.get_total_flops()
-
-
-def forward_flops(network: Network, backbone: Mapping[str, Any], side: int, device: str = "meta") -> int:
-    """FLOPs of one forward pass on a latent of ``side``×``side`` pixels, with the LR stream."""
-    inputs = network_inputs(backbone, side, device=device)
-    return flops_of(lambda: network(*inputs, return_dict=False))
-
-
-def network_inputs(
-    backbone: Mapping[str, Any], side: int, batch: int = 1, device: str | torch.device = "meta"
-) -> tuple[torch.Tensor, ...]:
-    """Random inputs of a network: noisy latent, LR latent, timestep, text tokens, pooled text."""
-    fields, text = backbone["transformer"], backbone["text_encoder"]
-    generator = None if str(device) == "meta" else torch.Generator(device).manual_seed(0)
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(batch, *shape, device=device, generator=generator)
-
-    latents = draw(fields["in_channels"], side, side), draw(fields["in_channels"], side, side)
-    timestep = torch.full((batch,), 500.0, device=device)
-    return *latents, timestep, draw(text["tokens"], text["width"]), draw(text["pooled_width"])
 
 
 def coding_flops(backbone: Mapping[str, Any], target: int) -> int:

@@ -97,7 +97,7 @@ def panels(s: Settings) -> dict[str, list[Any]]:
     lines = {
         "Loss by model": ("train/loss", "val/loss", "val/psnr"),
         "Health": ("gradient/base", "train/learning_rate"),
-        "Speed": ("speed/samples_per_second", "speed/data_wait", "speed/memory_gib", "speed/mfu"),
+        "Speed": ("speed/samples_per_second", "speed/data_wait", "speed/memory_gib", "train/mfu"),
     }
     found: dict[str, list[Any]] = {
         name: [wr.LinePlot(title=y, x="step", y=[y], smoothing_factor=0.0, **by_model) for y in quantities]

@@ -15,9 +15,10 @@ from diffusers import SD3Transformer2DModel
 
 from dit4sr.models.base import as_arguments
 from dit4sr.models.build import Network, from_base
+from dit4sr.models.flops import network_inputs, scale_of
 from dit4sr.models.initialisation import initialise_base
 from dit4sr.sampling import TiledNetwork, sample_euler
-from dit4sr.studies.counting import latent_side, network_inputs, random_autoencoder, scale_of
+from dit4sr.studies.counting import latent_side, random_autoencoder
 
 
 @dataclass(frozen=True)

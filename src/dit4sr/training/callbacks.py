@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
 from dit4sr.training.checkpoint_files import BEST, LAST, remove_partial, step_file
+from dit4sr.training.monitoring import Monitor
 
 
 def due(step: int, every: int, steps: int) -> bool:
@@ -20,10 +22,16 @@ def due(step: int, every: int, steps: int) -> bool:
 
 
 class StepProgress(Callback):
-    """One line for the whole run: steps done, rate, time left, loss."""
+    """One line for the whole run: steps done, rate, time left, loss, and what is known of its speed.
 
-    def __init__(self, steps: int, batch_size: int, loss_every: int) -> None:
-        self.steps, self.batch_size, self.loss_every = steps, batch_size, loss_every
+    Args:
+        steps: of the run.
+        monitor: whose newest values are shown, see :class:`Monitor`; None for a run without one.
+    """
+
+    def __init__(self, steps: int, monitor: Monitor | None) -> None:
+        self.steps, self.monitor = steps, monitor
+        self._shown: dict[str, float] = {}
         self.bar: tqdm | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -42,12 +50,10 @@ class StepProgress(Callback):
     ) -> None:
         assert self.bar is not None
         if advance := trainer.global_step - self.bar.n:
+            if self.monitor is not None and self.monitor.latest != self._shown:
+                self._shown = self.monitor.latest
+                self.bar.set_postfix_str(speed_in_words(self._shown), refresh=False)
             self.bar.update(advance)
-            if self.bar.n % self.loss_every == 0 and (rate := self.bar.format_dict["rate"]):
-                self.bar.set_postfix_str(
-                    f"loss {float(outputs['loss']):.4f}, {rate * self.batch_size:.0f} samples/s",
-                    refresh=False,
-                )
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if self.bar is not None:
@@ -56,6 +62,17 @@ class StepProgress(Callback):
     def on_exception(self, trainer: lightning.Trainer, *args: Any) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+def speed_in_words(values: Mapping[str, float]) -> str:
+    """Loss, samples/s, and the share of waiting, memory and MFU where they are known."""
+    words = [f"loss {values['train/loss']:.4f}", f"{values['speed/samples_per_second']:.0f} samples/s"]
+    words.append(f"data wait {100 * values['speed/data_wait']:.0f} %")
+    if "train/mfu" in values:
+        words.append(f"MFU {100 * values['train/mfu']:.1f} %")
+    if "speed/memory_gib" in values:
+        words.append(f"{values['speed/memory_gib']:.1f} GiB")
+    return ", ".join(words)
 
 
 class Checkpoints(Callback):

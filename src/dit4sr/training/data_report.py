@@ -21,9 +21,12 @@ class DataReport(Callback):
         self.every = every
         self.drawn: list[int] = []
         self.skipped = 0
+        self._here: Tensor | None = None  # this rank's, since the ranks last told one another: by source, and skipped
+        self._trainer: lightning.Trainer | None = None
         self._logged = -1
 
     def state_dict(self) -> dict[str, Any]:
+        self._gather()  # every rank saves
         return {"drawn": self.drawn, "skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -38,20 +41,32 @@ class DataReport(Callback):
         batch_idx: int,
     ) -> None:
         names = trainer.datamodule.source_names  # type: ignore[attr-defined]
-        # All ranks' together, so that a resume with another number of ranks goes on counting.
         counts = torch.cat(
             [torch.bincount(batch["source"].flatten(), minlength=len(names)), batch["skipped"].sum()[None]]
         )
-        total: Tensor = trainer.strategy.reduce(counts, reduce_op="sum")
-        *drawn, skipped = total.tolist()
-        self.drawn = [old + new for old, new in zip(self.drawn or [0] * len(names), drawn, strict=True)]
-        self.skipped += skipped
+        self._here = counts if self._here is None else self._here + counts
+        self._trainer = trainer
         step = trainer.global_step
-        if not step or step % self.every or step == self._logged or not trainer.is_global_zero:
+        if not step or step % self.every or step == self._logged:
             return
         self._logged = step
+        self._gather()
+        if not trainer.is_global_zero:
+            return
         metrics = {"data/skipped": float(self.skipped)}
         if len(names) > 1:
             metrics |= {f"data/share/{name}": n / sum(self.drawn) for name, n in zip(names, self.drawn, strict=True)}
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=step)
+
+    def _gather(self) -> None:
+        """Add what all ranks have counted since the last time, so that a resume with other ranks goes on counting."""
+        if self._here is None or self._trainer is None:
+            return
+        counts, self._here = self._here, torch.zeros_like(self._here)
+        if self._trainer.world_size > 1:
+            on_device = counts.to(self._trainer.strategy.root_device)
+            counts = self._trainer.strategy.reduce(on_device, reduce_op="sum")
+        *drawn, skipped = counts.tolist()
+        self.drawn = [old + new for old, new in zip(self.drawn or [0] * len(drawn), drawn, strict=True)]
+        self.skipped += skipped

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from dit4sr.errors import UserError
@@ -14,7 +15,7 @@ from dit4sr.errors import UserError
 OPTIMIZERS = ("adamw", "adamw8bit", "muon")
 
 
-def build_optimizer(network: nn.Module, config: Mapping[str, Any]) -> Optimizer:
+def build_optimizer(network: nn.Module, config: Mapping[str, Any], *, scaled: bool = False) -> Optimizer:
     """The optimiser of the parameters that train.
 
     ``adamw`` is the published recipe (arXiv 1711.05101); ``adamw8bit`` keeps its moments in blocks of 8-bit numbers
@@ -23,9 +24,13 @@ def build_optimizer(network: nn.Module, config: Mapping[str, Any]) -> Optimizer:
     scaled to AdamW's step size as in arXiv 2502.16982, so that one learning rate serves both) and everything else
     by AdamW.
 
+    On a GPU AdamW is fused: one kernel reads and writes each number once. On the CPU it is not, so that runs there stay
+    what they were; the two round differently.
+
     Args:
-        network: parameters with ``requires_grad`` are taken.
+        network: parameters with ``requires_grad`` are taken, on the device where they train.
         config: configs/training: optimizer, learning_rate, betas, weight_decay.
+        scaled: gradients are scaled (16-mixed), which a fused optimiser would undo itself, after they are clipped.
 
     Raises:
         UserError: for an unknown optimiser.
@@ -38,11 +43,32 @@ def build_optimizer(network: nn.Module, config: Mapping[str, Any]) -> Optimizer:
     others = [p for n, p in named if config["optimizer"] != "muon" or not is_block_matrix(n, p)]
     if config["optimizer"] == "adamw8bit":
         return eight_bit_adamw()(others, lr=rate, betas=tuple(config["betas"]), weight_decay=decay)
-    adamw = torch.optim.AdamW(others, lr=rate, betas=tuple(config["betas"]), weight_decay=decay)
+    fused = can_fuse(others) and not scaled
+    adamw = torch.optim.AdamW(others, lr=rate, betas=tuple(config["betas"]), weight_decay=decay, fused=fused or None)
+    adamw.register_load_state_dict_pre_hook(_keep_fused)
     if not matrices:
         return adamw
     muon = torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
     return Together([muon, adamw])
+
+
+def can_fuse(parameters: Sequence[Tensor]) -> bool:
+    """Whether AdamW is fused: where all that trains is whole, in floating point and on a GPU."""
+    return bool(parameters) and all(
+        p.is_cuda and p.is_floating_point() and not isinstance(p, DTensor) for p in parameters
+    )
+
+
+def skips_on_device(optimizer: Optimizer) -> bool:
+    """Whether an optimiser leaves weights, moments and its count of steps alone where its ``found_inf`` is 1."""
+    return type(optimizer) is torch.optim.AdamW and all(group["fused"] for group in optimizer.param_groups)
+
+
+def _keep_fused(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint of another device says whether AdamW was fused there; what holds is how it is built here."""
+    own = ({name: group[name] for name in ("fused", "foreach")} for group in optimizer.param_groups)
+    groups = [{**theirs, **ours} for theirs, ours in zip(state_dict["param_groups"], own, strict=True)]
+    return {**state_dict, "param_groups": groups}
 
 
 def eight_bit_adamw() -> Callable[..., Optimizer]:

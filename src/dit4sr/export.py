@@ -94,7 +94,7 @@ def export_trainable(config: Mapping[str, Any], explicit: Collection[str], folde
     if config["weights"] is not None:
         raise UserError("what=trainable exports what a run of train.py trained: give ckpt=… in place of weights=…")
     path = checkpoint_of(config, explicit)
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, ("ema",))
     weights = {name: value.detach().contiguous() for name, value in checkpoint["ema"].items()}
     save_file(weights, folder / TRAINABLE, metadata={"format": "pt"})
     write_note(folder, "trainable", checkpoint["dit4sr"], int(checkpoint["global_step"]))

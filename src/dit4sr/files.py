@@ -31,15 +31,16 @@ def write_atomically(path: str | Path, *, durable: bool = False) -> Iterator[Pat
     try:
         yield temporary
         if durable:
-            _flush(temporary)
+            flush(temporary)
         os.replace(temporary, path)
         if durable:
-            _flush(path.parent)
+            flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Until what a file or a folder holds is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

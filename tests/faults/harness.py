@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import signal
+import socket
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -31,6 +32,27 @@ def start(config: DictConfig, out: Path) -> BaseProcess:
     process = multiprocessing.get_context("fork").Process(target=_train, args=(config, out))
     process.start()
     return process
+
+
+def _train_as(rank: int, ranks: int, port: int, config: DictConfig, out: Path) -> None:
+    torchrun = {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GROUP_RANK": "0"}
+    counted = {"WORLD_SIZE": ranks, "RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": ranks}
+    os.environ.update(torchrun | {name: str(number) for name, number in counted.items()})
+    _train(config, out)
+
+
+def start_ranks(config: DictConfig, out: Path, ranks: int) -> list[BaseProcess]:
+    """Start a training in several forks of this process, which find each other as torchrun's do."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    fork = multiprocessing.get_context("fork")
+    processes: list[BaseProcess] = [
+        fork.Process(target=_train_as, args=(rank, ranks, port, config, out)) for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    return processes
 
 
 def rows(out: Path) -> dict[int, str]:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from faults.commands import ONE, TORCHRUN, TWO, children, finish, run, start, wait_for_step
+from faults.commands import FAST, ONE, TORCHRUN, TWO, children, finish, run, start, wait_for_step
 from faults.harness import rows
+from omegaconf import OmegaConf
+from tiny_checkpoint import compose_verb
+
+from dit4sr.studies.sweep_job import has_result
 
 
 def losses(out: Path) -> dict[int, float]:
@@ -57,6 +64,34 @@ def test_the_jobs_of_a_sweep_have_two_processes_each(data: Path, tmp_path: Path)
     folders = sorted(path.parent.parent.name for path in tmp_path.glob("sweep/*/checkpoints/last.ckpt"))
     assert folders == ["0_dit4sr", "1_variant_c"]
     assert losses(tmp_path / "sweep" / "1_variant_c") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    status, said = run(data, *sweep)
+    assert status == 0 and said.count("finished before, kept") == 2, said
+    status, said = run(data, *sweep, launcher=TORCHRUN)
+    assert status != 0 and "a sweep starts the processes of its jobs itself" in said
+
+
+@pytest.mark.faults
+def test_one_job_of_a_sweep_under_torchrun_has_one_folder_and_is_known_as_finished(data: Path, tmp_path: Path) -> None:
+    """As a cluster's script may start it: the job's file, in processes that torchrun starts."""
+    folder = tmp_path / "sweep" / "0_dit4sr"
+    overrides = (*TWO, "trainer.max_steps=3")
+    config = compose_verb("train", *FAST, f"paths.data={data}", *overrides, f"out={folder}")
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    folder.mkdir(parents=True)
+    OmegaConf.save(OmegaConf.create(plain), folder / "job.yaml")
+    command = [sys.executable, *TORCHRUN, "-m", "dit4sr.studies.sweep_job", str(folder / "job.yaml")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        said = process.stderr.read()
+        assert process.wait(180) == 0, said
+    assert sorted(losses(folder)) == [1, 2, 3] and said.count("dit4sr on nano") == 1
+    assert len(list((tmp_path / "sweep").rglob("last.ckpt"))) == 1
+    assert has_result(folder, plain)
+    status, said = run(data, *overrides, f"out={folder}")
+    assert status == 0 and "nothing left to train" in said
 
 
 @pytest.mark.faults

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,35 @@ def test_a_signal_in_an_accumulation_waits_for_the_step(data: Path, tmp_path: Pa
     status, said = run(data, *arguments, f"out={tmp_path}/run")
     assert status == 0 and "resumed from" in said, said
     assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("when", ["importing", "building", "resuming"])
+def test_before_the_first_step_it_ends_at_once(when: str, data: Path, tmp_path: Path) -> None:
+    """Nothing is saved, nothing is lost, and the status is that of a run to be started again."""
+    out = tmp_path / "run"
+    if when == "resuming":
+        assert run(data, *ONE, "trainer.max_steps=2", f"out={out}")[0] == 0
+        before = {path: path.read_bytes() for path in (out / "checkpoints").iterdir()}
+    process = start(data, *ONE, "trainer.max_steps=4", f"out={out}")
+    # As soon as the verb has begun, long before torch is imported; or when the run has its folder.
+    deadline = time.monotonic() + 120
+    while not (catches(process.pid, signal.SIGTERM) and (when == "importing" or (out / ".lock").exists())):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    status, said = finish(process, 60)
+    print(f"ended after {time.monotonic() - began:.1f} s")
+    assert status == 75 and "nothing is lost" in said and "Traceback" not in said, said
+    if when == "resuming":
+        assert before == {path: path.read_bytes() for path in (out / "checkpoints").iterdir()}
+    status, said = run(data, *ONE, "trainer.max_steps=4", f"out={out}")
+    assert status == 0 and max(rows(out)) == 4, said
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler of its own for a signal."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    mask = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(mask >> (number - 1) & 1)

@@ -15,6 +15,7 @@ from dit4sr.errors import UserError
 from dit4sr.models.checkpoint import read_checkpoint
 from dit4sr.training.distributed import count_devices
 from dit4sr.training.memory import micro_batch
+from dit4sr.training.resuming import check_same_run
 from dit4sr.training.run import train
 
 
@@ -79,11 +80,44 @@ def test_another_optimiser_is_refused_in_any_case(data: Path, run: Path) -> None
         train(config_of(data, "trainer.max_steps=3", "training.optimizer=adamw", "resume_changes=true"), run)
 
 
-def test_other_changes_are_named(data: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train(config_of(data, "trainer.max_steps=3", "degradation=light", "training.learning_rate=1e-9"), run)
+CHANGES = ("degradation=light", "training.learning_rate=1e-9", "training.weight_decay=0.5")
+
+
+def test_another_recipe_is_refused_in_one_line(data: Path, run: Path) -> None:
+    with pytest.raises(UserError, match="with another recipe") as caught:
+        train(config_of(data, "trainer.max_steps=3", *CHANGES), run)
+    line = str(caught.value)
+    assert "\n" not in line and "degradation.name: dit4sr → light" in line and "resume_changes=true" in line
+    assert "training.learning_rate: 0.003 → 1e-09" in line and "training.weight_decay: 0.01 → 0.5" in line
+    assert len(losses(run)) == 2
+
+
+def test_and_applied_where_it_is_asked_for(data: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A rate of 1e-9 leaves the weights where they were; the restored state alone would go on at 3e-3."""
+    before = read_checkpoint(run / "checkpoints" / "last.ckpt")
+    train(config_of(data, "trainer.max_steps=3", *CHANGES, "resume_changes=true"), run)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: going on")]
     assert len(lines) == 1 and "degradation.name: dit4sr → light" in lines[0]
-    assert "training.learning_rate: the checkpoint's stay" in lines[0]
+    after = read_checkpoint(run / "checkpoints" / "last.ckpt")
+    moved = max(float((after["state_dict"][n] - before["state_dict"][n]).abs().max()) for n in before["state_dict"])
+    assert 0 < moved < 1e-6, "a step at the old rate is 3e-3"
+    groups = [group for part in after["optimizer_states"][0]["parts"] for group in part["param_groups"]]
+    assert {(group["lr"], group["initial_lr"], group["weight_decay"]) for group in groups} == {(1e-9, 1e-9, 0.5)}
+    assert set(after["lr_schedulers"][0]["base_lrs"]) == {1e-9}
+    train(config_of(data, "trainer.max_steps=4", *CHANGES), run)  # from now on this is the run's recipe
+
+
+def test_another_length_of_a_cosine_is_named(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(config_of(data, "trainer.max_steps=1", "training.schedule=cosine"), tmp_path / "run")
+    train(config_of(data, "trainer.max_steps=2", "training.schedule=cosine"), tmp_path / "run")
+    assert "steps of the cosine schedule: 1 → 2" in capsys.readouterr().err
+
+
+def test_data_that_were_moved_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved = {"training": {"schedule": "constant"}, "data": {"shards": "/a"}, "seed": 0}
+    wanted = {"training": {"schedule": "constant", "new": 1}, "data": {"shards": "/b"}, "seed": 0}
+    assert not check_same_run(tmp_path, saved, wanted)
+    assert "data.shards: /a → /b" in capsys.readouterr().err
 
 
 def test_what_changes_nothing_is_not_mentioned(data: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,12 +144,13 @@ def test_a_micro_batch_changes_memory_alone(data: Path, tmp_path: Path) -> None:
     assert len(losses(tmp_path / "parts")) == 2
 
 
-@pytest.mark.parametrize(("preset", "samples"), [("24gb", 1), ("40gb", 4), ("80gb", 8)])
+@pytest.mark.parametrize(("preset", "samples"), [("16gb", 1), ("24gb", 1), ("40gb", 4), ("80gb", 8)])
 def test_memory_presets(preset: str, samples: int) -> None:
     config = compose_verb("train", "experiment=paper", f"trainer/memory={preset}", "out=unused")
     assert config.training.gradient_checkpointing and config.prompt.encoding == "cached"
     assert config.data.batch_size == 64 and micro_batch(config, 8) == samples
-    assert (config.training.optimizer == "adamw8bit") == (preset == "24gb")
+    assert (config.training.optimizer == "adamw8bit") == (preset in ("16gb", "24gb"))
+    assert (config.trainer.average_on == "cpu") == (preset == "16gb")
 
 
 @pytest.mark.parametrize(

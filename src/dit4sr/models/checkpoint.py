@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from dit4sr.errors import UserError
 from dit4sr.models.base import base_identity, check_same_base, resolve_backbone
 from dit4sr.models.build import Network, build_network, differing_fields
+from dit4sr.sharded_files import INDEX, read_sharded
 
 IDENTITY = ("model", "backbone", "training", "degradation", "sampler", "data", "seed")
 """The parts of a run's config that its checkpoints carry; beside them, under ``base``, the frozen base's identity."""
@@ -41,16 +42,25 @@ class TrainedModel:
     base: dict[str, Any] | None = None
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, parts: Collection[str] | None = None) -> dict[str, Any]:
     """Read a checkpoint's tensors and plain values; nothing else in it is executed or built.
+
+    Args:
+        path: a file, or the folder that several processes wrote.
+        parts: whose tensors are wanted, such as ``ema``; the others of a folder are not read. None reads all.
 
     Raises:
         UserError: where there is none, or it is damaged, or is none of ours.
     """
-    if not path.is_file():
+    if not path.is_file() and not (path / INDEX).is_file():
         raise UserError(f"no checkpoint at {path}: train one (python train.py) or give its path (ckpt=…)")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if path.is_dir():
+            checkpoint = read_sharded(path, parts)
+        else:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{path} cannot be read as a checkpoint (truncated, or holding more than tensors and plain values): "
@@ -102,7 +112,7 @@ def load_trained(
         UserError: see :func:`read_checkpoint`, :func:`check_same_model` and :func:`check_same_base`.
     """
     path = Path(path)
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, ("ema",))
     config = checkpoint["dit4sr"]
     if wanted is not None:
         check_same_model(path, config, wanted)

@@ -1,16 +1,22 @@
 """The files of a run's ``checkpoints`` folder, and which of them can be trusted.
 
 A checkpoint is the zip archive that ``torch.save`` writes; each of its members carries a CRC-32, so a truncated or
-bit-flipped file is found without a checksum file beside it.
+bit-flipped file is found without a checksum file beside it. One of fully sharded training is a folder
+(:mod:`dit4sr.sharded_files`), and ``last.ckpt`` and ``best.ckpt`` are then symbolic links.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import uuid
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from dit4sr.files import flush, write_atomically
 
 LAST, BEST = "last.ckpt", "best.ckpt"
 STEP_FILE = re.compile(r"step-(\d+)\.ckpt")
@@ -28,7 +34,11 @@ def step_files(folder: Path) -> list[Path]:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint file; None where every byte that counts is as it was written."""
+    """What is wrong with a checkpoint; None where every byte that counts is as it was written."""
+    if path.is_dir():
+        from dit4sr import sharded_files  # late: it imports torch
+
+        return sharded_files.damage(path)
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
@@ -61,4 +71,41 @@ def remove_partial(folder: Path, names: Iterable[str] = ("step-*.ckpt", "last.ck
     for name in names:
         stem = name.removesuffix(".ckpt")
         for partial in folder.glob(f".{stem}.*.ckpt"):
-            partial.unlink(missing_ok=True)
+            remove(partial)
+    for unnamed in folder.glob("best-*.ckpt"):
+        if not ((folder / BEST).exists() and unnamed.samefile(folder / BEST)):
+            remove(unnamed)
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint, if it is there; a folder loses its name first, so that no half of one is ever seen."""
+    if not path.is_dir() or path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
+    hidden = path.with_name(f".{path.stem.lstrip('.').split('.')[0]}.{uuid.uuid4().hex[:12]}.ckpt")
+    path.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def publish(partial: Path, path: Path, *, alias: Path | None = None, keep: int = 0) -> None:
+    """Give a folder that is whole and on the disk its name.
+
+    Args:
+        partial: the folder, beside ``path``.
+        path: its name. ``best.ckpt`` is replaced at once, as a file would be: it is a link to the folder.
+        alias: a second name, such as ``last.ckpt``, made a link too.
+        keep: see :func:`dit4sr.training.checkpoint_io.write_checkpoint`.
+    """
+    named = path.with_name(f"best-{uuid.uuid4().hex[:12]}.ckpt") if path.name == BEST else path
+    remove(named)
+    partial.rename(named)
+    for link in (alias, path if named != path else None):
+        if link is not None:
+            with write_atomically(link) as temporary:
+                os.symlink(named.name, temporary)
+    flush(path.parent)
+    if named != path:
+        remove_partial(path.parent, names=())
+    if keep:
+        for old in step_files(path.parent)[keep:]:
+            remove(old)

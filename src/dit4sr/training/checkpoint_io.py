@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_map_only
 
 from dit4sr.errors import UserError
 from dit4sr.files import write_atomically
-from dit4sr.training.checkpoint_files import newest_valid, step_files
+from dit4sr.sharded_files import read_sharded
+from dit4sr.training.checkpoint_files import newest_valid, remove, step_files
 
 
 def write_checkpoint(checkpoint: Mapping[str, Any], path: Path, *, alias: Path | None = None, keep: int = 0) -> None:
@@ -31,6 +32,8 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path, *, alias: Path |
         UserError: it cannot be written; what was there before is untouched.
     """
     try:
+        if path.is_dir() and not path.is_symlink():  # of a sharded run that went on as a single process
+            remove(path)
         with write_atomically(path, durable=True) as temporary, temporary.open("wb") as file:
             torch.save(checkpoint, file)
         if alias is not None:
@@ -40,16 +43,20 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path, *, alias: Path |
                 except OSError:  # a file system without hard links
                     shutil.copyfile(path, temporary)
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-        before = newest_valid(path.parent, warn=lambda line: None)
-        kept = f"the newest one there, {before.name}, is whole" if before else "there is none before it"
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(
-            f"the checkpoint {path} could not be written ({reason}); {kept}. Free some disk space and start the "
-            "same command again: it goes on from there"
-        ) from error
+        raise cannot_be_written(path, getattr(error, "strerror", None) or str(error).splitlines()[0]) from error
     if keep:
         for old in step_files(path.parent)[keep:]:
-            old.unlink(missing_ok=True)
+            remove(old)
+
+
+def cannot_be_written(path: Path, reason: str) -> UserError:
+    """What to say where a checkpoint could not be written, for the given reason."""
+    before = newest_valid(path.parent, warn=lambda line: None)
+    kept = f"the newest one there, {before.name}, is whole" if before else "there is none before it"
+    return UserError(
+        f"the checkpoint {path} could not be written ({reason}); {kept}. Free some disk space and start the "
+        "same command again: it goes on from there"
+    )
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -74,10 +81,12 @@ class AtomicCheckpointIO(CheckpointIO):
         self._pending = self._executor.submit(write_checkpoint, copied, Path(path), **options)
 
     def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> Any:
+        if Path(path).is_dir():  # of sharded training, gone on with by one process or DDP
+            return read_sharded(Path(path))
         return torch.load(path, map_location=map_location or "cpu", weights_only=True)
 
     def remove_checkpoint(self, path: Any) -> None:
-        Path(path).unlink(missing_ok=True)
+        remove(Path(path))
 
     def wait(self) -> None:
         """Until what is being written is on the disk.

@@ -20,19 +20,17 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy, Strategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from dit4sr.errors import REQUEUE, RankLost, UserError
 from dit4sr.training.memory import advice
+from dit4sr.training.requeue import LAUNCHER
 
-STRATEGIES = ("auto", "ddp")
+STRATEGIES = ("auto", "ddp", "fsdp")
 
 RUN_FOLDER = "DIT4SR_RUN_FOLDER"
 """Tells the other processes the folder, whose default name has the time in it."""
-
-LAUNCHER = "DIT4SR_LAUNCHER"
-"""Tells them the process that started them."""
 
 
 def started_by_a_launcher() -> bool:
@@ -53,16 +51,17 @@ def count_devices(accelerator: str, devices: Any) -> int:
     return devices if isinstance(devices, int) else len(devices)
 
 
-def build_strategy(trainer: Mapping[str, Any], out: Path) -> str | Strategy:
+def build_strategy(config: Mapping[str, Any], out: Path) -> str | Strategy:
     """Lightning's strategy for ``trainer.strategy``; ``auto`` is a single process for one device and ddp for more.
 
     Args:
-        trainer: configs/trainer.
+        config: configs/train.yaml, composed.
         out: the run's folder.
 
     Raises:
-        UserError: for another strategy.
+        UserError: for another strategy, or one that cannot do what the config asks for.
     """
+    trainer = config["trainer"]
     name = trainer["strategy"]
     several = count_devices(trainer["accelerator"], trainer["devices"]) * trainer["num_nodes"] > 1
     several = several or started_by_a_launcher() or LAUNCHER in os.environ
@@ -71,10 +70,32 @@ def build_strategy(trainer: Mapping[str, Any], out: Path) -> str | Strategy:
     if name == "auto" and not several:
         return "auto"
     timeout = timedelta(minutes=trainer.get("timeout_minutes", 10))
+    if name == "fsdp":
+        from dit4sr.training.sharding import Sharded, check_sharded
+
+        check_sharded(config)
+        return Sharded(out, timeout=timeout, frozen=trainer.get("frozen", "sharded"))
     return Replicas(out, timeout=timeout)
 
 
-class Replicas(DDPStrategy):
+class StartedHere(ParallelStrategy):
+    """A strategy whose processes, where no launcher has started them, the first one starts.
+
+    Attributes:
+        out: the run's folder.
+    """
+
+    out: Path
+    num_nodes: int
+    num_processes: Any
+
+    def _configure_launcher(self) -> None:
+        if self.cluster_environment is not None and not self.cluster_environment.creates_processes_externally:
+            self._launcher = RankLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
+            self._launcher.out = self.out
+
+
+class Replicas(StartedHere, DDPStrategy):
     """DDP whose processes end together, with a line that says which was the first.
 
     Args:
@@ -85,11 +106,6 @@ class Replicas(DDPStrategy):
     def __init__(self, out: Path, timeout: timedelta) -> None:
         super().__init__(timeout=timeout, gradient_as_bucket_view=True)
         self.out = out
-
-    def _configure_launcher(self) -> None:
-        if self.cluster_environment is not None and not self.cluster_environment.creates_processes_externally:
-            self._launcher = RankLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
-            self._launcher.out = self.out
 
 
 class RankLauncher(_SubprocessScriptLauncher):
@@ -111,7 +127,7 @@ class RankLauncher(_SubprocessScriptLauncher):
                 os.environ.pop(name, None)  # what this process does next, it does alone
 
     def _call_children_scripts(self) -> None:
-        if not (HydraConfig.initialized() or Path(sys.argv[0]).stem == "sweep_job"):
+        if self.num_processes > 1 and not (HydraConfig.initialized() or Path(sys.argv[0]).stem == "sweep_job"):
             raise UserError("several processes are started by the verb train alone: set trainer.devices=1")
         environment = self.cluster_environment
         os.environ.update(

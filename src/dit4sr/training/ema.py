@@ -27,7 +27,8 @@ class ExponentialMovingAverage:
         """Take in the weights after optimiser step ``step`` (0, 1, …)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         current = dict(network.named_parameters())
-        torch._foreach_lerp_(list(self.average.values()), [current[n].detach() for n in self.average], 1 - decay)
+        weights = [current[n].detach().to(average.device) for n, average in self.average.items()]
+        torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)
 
     @contextmanager
     def applied(self, network: nn.Module) -> Iterator[None]:
@@ -61,6 +62,6 @@ class ExponentialMovingAverage:
         for name, value in state.items():
             self.average[name].copy_(value)
 
-    def to(self, device: torch.device) -> None:
-        """Move the average beside the network."""
+    def to(self, device: torch.device | str) -> None:
+        """Move the average: beside the network, or to the host's memory, to which each update then copies."""
         self.average = {n: v.to(device) for n, v in self.average.items()}

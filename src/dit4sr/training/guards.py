@@ -17,6 +17,9 @@ from torch import Tensor
 
 from dit4sr.errors import UserError
 from dit4sr.files import write_atomically
+from dit4sr.training.late_reads import LateReads
+from dit4sr.training.optimizers import skips_on_device
+from dit4sr.training.sharding import whole
 
 
 class FiniteGradients(Callback):
@@ -25,6 +28,9 @@ class FiniteGradients(Callback):
     A skipped step counts as a step (the data's position follows from their number) but changes neither weights nor
     moments: without gradients the optimisers leave a parameter alone. Gradients are averaged over the ranks before
     they are looked at, so all ranks skip the same step.
+
+    A fused AdamW on a GPU skips there, by the ``found_inf`` that it shares with gradient scaling, and the host hears of
+    it a step or two later: it need not wait for the gradients before it can go on.
 
     Args:
         limit: consecutive skips after which the run stops.
@@ -36,8 +42,11 @@ class FiniteGradients(Callback):
         self.skipped = 0
         self.in_a_row = 0
         self._batch: Mapping[str, Any] = {}
+        self._rank = 0
+        self._reads: LateReads[tuple[int, Mapping[str, Any]]] = LateReads()
 
     def state_dict(self) -> dict[str, Any]:
+        self._hear(wait=True)
         return {"skipped": self.skipped, "in_a_row": self.in_a_row}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -46,24 +55,43 @@ class FiniteGradients(Callback):
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._batch = batch
+        self._batch, self._rank = batch, trainer.global_rank
 
     def on_before_optimizer_step(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        if bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients))):
+        finite = torch.isfinite(whole(torch.nn.utils.get_total_norm(gradients)))
+        step, before = trainer.global_step + 1, self.skipped
+        if skips_on_device(optimizer):
+            optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+            self._reads.add((step, self._batch), optimizer.found_inf)  # type: ignore[attr-defined]
+            self._hear()
+        else:
+            bad = not bool(finite)
+            if bad:
+                optimizer.zero_grad(set_to_none=True)
+            self._judge(step, self._batch, bad)
+        if self.skipped != before:
+            pl_module.log("train/skipped_steps", torch.tensor(float(self.skipped)))
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._hear(wait=True)
+
+    def _hear(self, *, wait: bool = False) -> None:
+        for (step, batch), bad in self._reads.ready(wait=wait):
+            self._judge(step, batch, bool(bad))
+
+    def _judge(self, step: int, batch: Mapping[str, Any], bad: bool) -> None:
+        if not bad:
             self.in_a_row = 0
             return
-        optimizer.zero_grad(set_to_none=True)
         self.skipped += 1
         self.in_a_row += 1
-        pl_module.log("train/skipped_steps", float(self.skipped))
-        step = trainer.global_step + 1
         print(f"warning: step {step} is skipped: its gradients are not finite", file=sys.stderr)
         if self.in_a_row >= self.limit:
-            path = self.folder / "faults" / f"batch-step{step}-rank{trainer.global_rank}.safetensors"
-            save_batch(path, self._batch)
+            path = self.folder / "faults" / f"batch-step{step}-rank{self._rank}.safetensors"
+            save_batch(path, batch)
             raise UserError(
                 f"the gradients of {self.in_a_row} steps in a row were not finite; the last batch is in {path}. "
                 "Lower training.learning_rate or training.gradient_clip, or train in trainer.precision=32-true"
@@ -83,8 +111,8 @@ def save_batch(path: Path, batch: Mapping[str, Any]) -> None:
 class LossSpikes(Callback):
     """Note losses far above their running mean in ``<folder>/spikes.csv``, with the samples' numbers.
 
-    Mean and deviation are exponential averages of the logarithm. A loss is read one step late, when the device has
-    long computed it, so that reading does not make it wait.
+    Mean and deviation are exponential averages of the logarithm. On a GPU a loss is read when it has arrived, a step or
+    two late, so that reading does not make the host wait.
 
     Args:
         folder: of the run.
@@ -97,9 +125,10 @@ class LossSpikes(Callback):
     def __init__(self, folder: Path, deviations: float = 6.0, warm_up: int = 50) -> None:
         self.path, self.deviations, self.warm_up = folder / "spikes.csv", deviations, warm_up
         self.mean, self.variance, self.seen = 0.0, 0.0, 0
-        self._pending: tuple[int, Tensor, list[int]] | None = None
+        self._reads: LateReads[tuple[int, Tensor]] = LateReads()
 
     def state_dict(self) -> dict[str, Any]:
+        self._hear(wait=True)
         return {"mean": self.mean, "variance": self.variance, "seen": self.seen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -108,19 +137,22 @@ class LossSpikes(Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        pending, self._pending = self._pending, (trainer.global_step, outputs["loss"].detach(), batch["index"])
-        if pending is not None and trainer.is_global_zero:
-            self._look(*pending)
+        if trainer.is_global_zero:
+            self._reads.add((trainer.global_step, batch["index"]), outputs["loss"])
+            self._hear()
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if self._pending is not None and trainer.is_global_zero:
-            self._look(*self._pending)
+        self._hear(wait=True)
 
-    def _look(self, step: int, loss: Tensor, samples: Any) -> None:
-        value = math.log(max(float(loss), 1e-30)) if math.isfinite(float(loss)) else math.inf
+    def _hear(self, *, wait: bool = False) -> None:
+        for (step, samples), loss in self._reads.ready(wait=wait):
+            self._look(step, loss, samples)
+
+    def _look(self, step: int, loss: float, samples: Tensor) -> None:
+        value = math.log(max(loss, 1e-30)) if math.isfinite(loss) else math.inf
         deviation = math.sqrt(self.variance)
         if self.seen >= self.warm_up and value > self.mean + self.deviations * max(deviation, 1e-3):
-            self._write(step, float(loss), (value - self.mean) / max(deviation, 1e-3), samples)
+            self._write(step, loss, (value - self.mean) / max(deviation, 1e-3), samples)
             return  # a spike is no part of what is typical
         if math.isfinite(value):
             self.seen += 1
@@ -129,12 +161,12 @@ class LossSpikes(Callback):
             self.mean += rate * difference
             self.variance = (1 - rate) * (self.variance + rate * difference**2)
 
-    def _write(self, step: int, loss: float, far: float, samples: Any) -> None:
+    def _write(self, step: int, loss: float, far: float, samples: Tensor) -> None:
         new = not self.path.exists()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", newline="") as file:
             writer = csv.writer(file)
             if new:
                 writer.writerow(self.COLUMNS)
-            numbers = " ".join(str(int(i)) for i in samples)
+            numbers = " ".join(map(str, samples.tolist()))
             writer.writerow([step, repr(loss), repr(math.exp(self.mean)), f"{far:.1f}", numbers])

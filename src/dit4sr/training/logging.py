@@ -157,12 +157,15 @@ class WandbSteps(WandbLogger):
             return
         import wandb
 
-        files = [file for name in (LAST, BEST) if (file := self.folder / "checkpoints" / name).is_file()]
+        files = [file for name in (LAST, BEST) if (file := self.folder / "checkpoints" / name).exists()]
         if not files:
             return
         artifact = wandb.Artifact(f"checkpoint-{self._experiment.id}", type="model")
         for file in files:
-            artifact.add_file(str(file), name=file.name)
+            if file.is_dir():  # of a sharded run
+                artifact.add_dir(str(file), name=file.name)
+            else:
+                artifact.add_file(str(file), name=file.name)
         self._experiment.log_artifact(artifact, aliases=["latest"])
 
 

@@ -12,15 +12,18 @@ from torch import Tensor
 
 from dit4sr import flow
 from dit4sr.autoencoders import Autoencoder
+from dit4sr.data.transfer import to_device
 from dit4sr.errors import UserError
 from dit4sr.images import to_unit, upsample_bicubic
 from dit4sr.models.build import Network
 from dit4sr.prompts import TextEncoder
 from dit4sr.randomness import normal
 from dit4sr.sampling import TRAIN_TIMESTEPS
+from dit4sr.training.compiling import compile_network
 from dit4sr.training.ema import ExponentialMovingAverage
-from dit4sr.training.optimizers import build_optimizer
+from dit4sr.training.optimizers import build_optimizer, skips_on_device
 from dit4sr.training.precomputed import embed_prompts, precompute_prompts, stored_latents
+from dit4sr.training.sharding import Sharded, shard_network, whole
 
 LOSSES = ("latent", "velocity")
 
@@ -71,6 +74,7 @@ class DiT4SRModule(lightning.LightningModule):
         seed: the run's.
         identity: configs of model, backbone, … that are kept in every checkpoint.
         fixed_prompt: in place of the captions (configs/prompt), but for those dropped; None for the captions.
+        average_on: ``device``, or ``cpu`` for the averaged weights in the host's memory.
     """
 
     strict_loading = False  # checkpoints hold the trainable weights alone; see on_load_checkpoint
@@ -86,6 +90,7 @@ class DiT4SRModule(lightning.LightningModule):
         seed: int,
         identity: dict[str, Any],
         fixed_prompt: str | None = None,
+        average_on: str = "device",
     ) -> None:
         super().__init__()
         if training["loss"] not in LOSSES:
@@ -100,10 +105,12 @@ class DiT4SRModule(lightning.LightningModule):
         self.seed = seed
         self.identity = identity
         self.fixed_prompt = fixed_prompt
+        self.average_on = average_on
         self._micro_losses: list[Tensor] = []
         self.ema = ExponentialMovingAverage(network, training["ema_decay"])
         if training["gradient_checkpointing"]:
             network.enable_gradient_checkpointing()
+        compile_network(network, training.get("compile", False))
 
     @property
     def autoencoder(self) -> Autoencoder:
@@ -114,8 +121,17 @@ class DiT4SRModule(lightning.LightningModule):
         """Embed the run's prompts before it begins, where embeddings are kept on disk; on one rank of a machine."""
         precompute_prompts(self)
 
+    def configure_model(self) -> None:
+        """Shard the network where the strategy does so; the average is then sharded with it."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, Sharded):
+            self.ema.average.clear()  # whole; it starts as the weights do
+            precision = str(self.trainer.precision)
+            shard_network(self.network, strategy.mesh, precision=precision, frozen=strategy.frozen)
+            self.ema = ExponentialMovingAverage(self.network, self.ema.decay)
+
     def on_fit_start(self) -> None:
-        self.ema.to(self.device)
+        self.ema.to("cpu" if self.average_on == "cpu" else self.device)
         for frozen in (self.autoencoder, self.text_encoder):
             if hasattr(frozen, "to"):
                 frozen.to(self.device)
@@ -137,22 +153,23 @@ class DiT4SRModule(lightning.LightningModule):
         latent_shape = (channels, H // scale, W // scale)
         posterior = None
         if stored is None and getattr(self.autoencoder, "has_posterior", False):
-            posterior = normal(self.seed, indices, "posterior", (2, *latent_shape)).transpose(0, 1).to(self.device)
+            draws = normal(self.seed, indices, "posterior", (2, *latent_shape))
+            posterior = to_device(draws, self.device).transpose(0, 1)
         # Latents in float32: rounding them to bfloat16 would be an error of the data, not of the network.
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             pair = stored or encode_pair(self.autoencoder, batch["hq"], batch["lq"], posterior)
             z, lr_latent = (latent.float() for latent in pair)
             embedded = batch.get("embedding") if self.fixed_prompt is None else None
             text = embed_prompts(self.text_encoder, self.prompts(batch), embedded)
-            text = text.to(self.device, torch.float32)
-        eps = normal(self.seed, indices, "noise", latent_shape).to(self.device)
-        sigma = self.draw_sigma(indices).to(self.device)
+            tokens, pooled = (to_device(part, self.device, torch.float32) for part in (text.tokens, text.pooled))
+        eps = to_device(normal(self.seed, indices, "noise", latent_shape), self.device)
+        sigma = to_device(self.draw_sigma(indices), self.device)
         velocity = self.network(
             flow.interpolate(z, eps, sigma),
             lr_latent,
             sigma * TRAIN_TIMESTEPS,
-            text.tokens,
-            text.pooled,
+            tokens,
+            pooled,
             return_dict=False,
         )
         if self.training_config["loss"] == "latent":
@@ -167,8 +184,9 @@ class DiT4SRModule(lightning.LightningModule):
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         loss = self.loss(batch)
-        # Lightning logs under the metric "step" where there is one: here the steps completed with this one.
-        self.log("step", float(self.global_step + 1))
+        # Lightning logs under the metric "step" where there is one: here the steps completed with this one. A tensor of
+        # the host: Lightning would copy a plain number to the device and wait for it.
+        self.log("step", torch.tensor(float(self.global_step + 1)))
         self._micro_losses.append(loss.detach())
         if (
             len(self._micro_losses) >= self.trainer.accumulate_grad_batches
@@ -182,7 +200,21 @@ class DiT4SRModule(lightning.LightningModule):
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             for group, norm in gradient_norms(self.network).items():
                 self.log(f"gradient/{group}", norm)
-            self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
+            self.log("train/learning_rate", torch.tensor(optimizer.param_groups[0]["lr"]))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # Lightning refuses to clip for a fused optimiser in any mixed precision, since with scaled gradients it would
+        # clip what is not unscaled yet. Here a fused one never has scaled gradients (build_optimizer).
+        if skips_on_device(optimizer) and gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+        else:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -190,7 +222,7 @@ class DiT4SRModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         config = self.training_config
-        optimizer = build_optimizer(self.network, config)
+        optimizer = build_optimizer(self.network, config, scaled=str(self.trainer.precision).startswith("16"))
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
             lambda step: learning_rate_factor(
@@ -231,4 +263,4 @@ def gradient_norms(network: torch.nn.Module) -> dict[str, Tensor]:
         if parameter.grad is not None:
             group = next((g for part, g in GRADIENT_GROUPS.items() if part in name), "base")
             squares.setdefault(group, []).append(parameter.grad)
-    return {g: torch.nn.utils.get_total_norm(gradients) for g, gradients in squares.items()}
+    return {g: whole(torch.nn.utils.get_total_norm(gradients)) for g, gradients in squares.items()}

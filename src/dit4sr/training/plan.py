@@ -62,14 +62,14 @@ def print_plan(config: Mapping[str, Any]) -> None:
     Args:
         config: configs/train.yaml, composed and resolved.
     """
-    from dit4sr.training.memory import micro_batch, predict
+    from dit4sr.training.memory import held, micro_batch, predict
 
     # The fields are the base's own where it is on this machine; nothing is downloaded for a plan.
     training, backbone = config["training"], resolve_backbone(config["backbone"], download=False)
     network = build_on_meta(config["model"], backbone)
     samples_at_once = micro_batch(config)
     half = "16" in str(config["trainer"]["precision"])
-    prediction = predict(network, backbone, training, samples=samples_at_once, half=half)
+    prediction = predict(network, backbone, training, samples=samples_at_once, half=half, **held(config["trainer"]))
     count, memory = count_parameters(network), prediction.plan
     samples = config["trainer"]["max_steps"] * config["data"]["batch_size"]
     latent = f"{backbone['crop']}×{backbone['crop']} px crops"
@@ -85,6 +85,7 @@ def print_plan(config: Mapping[str, Any]) -> None:
         ("  gradients", f"{memory.gradients / GIB:.2f} GiB"),
         ("  optimiser's state", f"{memory.optimiser / GIB:.2f} GiB"),
         ("  averaged weights", f"{memory.ema / GIB:.2f} GiB"),
+        *([("copies of weights for computing", f"{prediction.copies / GIB:.2f} GiB")] if prediction.copies else []),
         ("activations, estimated", f"{prediction.activations / GIB:.2f} GiB for {samples_at_once} crops at once"),
         ("steps", f"{config['trainer']['max_steps']:,} of {config['data']['batch_size']} {latent}"),
         ("samples", f"{samples:,}"),

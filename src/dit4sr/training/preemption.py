@@ -1,4 +1,4 @@
-"""Stopping when the scheduler says so: save at the end of the step, then stop."""
+"""Stopping when the scheduler says so: save at the end of the step, then stop; before the first step, stop at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import Callback
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+from dit4sr.training.requeue import SIGNALS, leave
 
 
 class StopOnSignal(Callback):
@@ -33,15 +33,20 @@ class StopOnSignal(Callback):
         self.received: int | None = None
         self.stopped = False
         self._step = 0
+        self._trainer: lightning.Trainer | None = None
+        self._began_at = 0
         self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._step = trainer.global_step
+        self._step = self._began_at = trainer.global_step
+        self._trainer = trainer
         # Not earlier: Lightning sets a handler of SIGTERM of its own, which ends the run without saving.
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
     def _receive(self, number: int, frame: Any) -> None:
+        if self._trainer is not None and self._trainer.global_step == self._began_at:
+            leave(number, frame)
         self.received = number
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any) -> None:

@@ -17,13 +17,15 @@ STREAM = ("seed", "data.batch_size", "data.lanes", "data.order", "data.shuffle_b
 FIXED = ("training.optimizer",)
 """What the saved state is of."""
 
-KEPT = ("training.learning_rate", "training.betas", "training.weight_decay")
-"""What is part of the saved state, so that the checkpoint's values stay."""
+PLACES = ("data.shards", "data.lq", "data.hq")
+"""Where the data lies: it may have been moved."""
 
 FREE = (
     "training.steps",
     "training.batch_size",  # data.batch_size says it
     "training.gradient_checkpointing",
+    "training.compile",
+    "training.compile",
     "data.workers",
     "data.cache",
     "data.cache_gb",
@@ -43,19 +45,25 @@ def resume_from(resume: str, out: Path) -> Path | None:
         return None
     if resume == "auto":
         return newest_valid(out / "checkpoints", warn=lambda line: print(line, file=sys.stderr))
-    if not Path(resume).is_file():
+    if not Path(resume).exists():
         raise UserError(f"resume={resume}: there is no such checkpoint; choose auto, never or the path of one")
     return Path(resume)
 
 
-def check_same_run(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any], *, allow: bool = False) -> None:
-    """Refuse to go on with another stream of data or another optimiser; say what else has changed.
+def check_same_run(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any], *, allow: bool = False) -> bool:
+    """Refuse to go on with another optimiser, stream of data or recipe; say what else has changed.
+
+    Settings that one of the two configs does not have (those of another version of this code), and the places where
+    the data lies, are named in a warning alone.
 
     Args:
         path: of the checkpoint, for the message.
         saved: the config in the checkpoint (``dit4sr``).
         wanted: the run's config.
-        allow: go on with another stream all the same.
+        allow: go on with the new settings all the same (but for another optimiser, whose state would not fit).
+
+    Returns:
+        Whether the recipe is another one.
 
     Raises:
         UserError: naming the fields and both values.
@@ -67,18 +75,19 @@ def check_same_run(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, An
     if fixed := [changed[n] for n in FIXED if n in changed]:
         raise UserError(f"{path} cannot go on with another optimiser ({'; '.join(fixed)}): give another out=<folder>")
     stream = [changed[n] for n in STREAM if n in changed]
-    if stream and not allow:
+    recipe = [line for n, line in changed.items() if n in ours and n in theirs and n not in (*STREAM, *PLACES)]
+    if (stream or recipe) and not allow:
+        what = "on another stream of samples" if stream else "with another recipe"
         raise UserError(
-            f"{path} was trained on another stream of samples ({'; '.join(stream)}): give the same values, another "
-            "out=<folder>, or resume_changes=true to go on all the same"
+            f"{path} was trained {what} ({'; '.join(stream + recipe)}): give the same values, another "
+            "out=<folder>, or resume_changes=true to go on with the new ones"
         )
+    steps = (saved.get("steps"), wanted["trainer"]["max_steps"]) if "trainer" in wanted else (None, None)
+    if wanted["training"]["schedule"] != "constant" and steps[0] not in (None, steps[1]):
+        changed["steps"] = f"steps of the {wanted['training']['schedule']} schedule: {steps[0]} → {steps[1]}"
     if changed:
-        kept = [n for n in KEPT if n in changed]
-        print(
-            f"warning: going on from {path} with changes: {'; '.join(changed.values())}"
-            + (f" ({', '.join(kept)}: the checkpoint's stay)" if kept else ""),
-            file=sys.stderr,
-        )
+        print(f"warning: going on from {path} with changes: {'; '.join(changed.values())}", file=sys.stderr)
+    return bool(recipe)
 
 
 def _flat(name: str, value: Any) -> list[tuple[str, Any]]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from dit4sr.errors import REQUEUE, Preempted, RankLost, UserError
+from dit4sr.training.requeue import leaving_on_signals
 from dit4sr.training.resuming import check_same_run, resume_from, run_id
 from dit4sr.training.run_lock import locked
 
@@ -40,22 +41,23 @@ def run(config: DictConfig, explicit: set[str]) -> int:
         plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
         print_plan(plain)
         return 0
-    out = run_folder(config)
-    try:
-        checkpoint = train(config, out)
-    except Preempted:
-        return REQUEUE
-    except RankLost as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    if config.evaluate and checkpoint is not None:
-        from dit4sr.training.evaluate_after import evaluate_checkpoint
+    with leaving_on_signals():
+        out = run_folder(config)
+        try:
+            checkpoint = train(config, out)
+        except Preempted:
+            return REQUEUE
+        except RankLost as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        if config.evaluate and checkpoint is not None:
+            from dit4sr.training.evaluate_after import evaluate_checkpoint
 
-        for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):  # torchrun's: the other processes have ended
-            os.environ.pop(name, None)
+            for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):  # torchrun's: the other processes have ended
+                os.environ.pop(name, None)
 
-        return evaluate_checkpoint(config, checkpoint, out / "evaluation")
-    return 0
+            return evaluate_checkpoint(config, checkpoint, out / "evaluation")
+        return 0
 
 
 def one_run(out: Path) -> AbstractContextManager[None]:
@@ -113,8 +115,9 @@ def fit(config: DictConfig, out: Path, resume: Path | None) -> Path | None:
     from dit4sr.prompts import PromptSettings, build_text_encoder
     from dit4sr.provenance import write_run_config
     from dit4sr.training.distributed import explained, watch_parent
-    from dit4sr.training.memory import MemoryReport, micro_batch, predict, weights_of
+    from dit4sr.training.memory import MemoryReport, held, micro_batch, predict, weights_of
     from dit4sr.training.module import DiT4SRModule
+    from dit4sr.training.new_recipe import NewRecipe
     from dit4sr.training.trainer import build_trainer
 
     watch_parent()
@@ -123,12 +126,14 @@ def fit(config: DictConfig, out: Path, resume: Path | None) -> Path | None:
     plain["backbone"] = resolve_backbone(plain["backbone"])
     config = OmegaConf.merge(config, {"backbone": plain["backbone"]})  # type: ignore[assignment]
     base = base_identity(plain["backbone"])
-    saved = None
+    saved, new_recipe = None, False
     if resume is not None:
-        saved = read_checkpoint(resume)
+        read = read_checkpoint(resume, parts=())
+        saved = {"dit4sr": read["dit4sr"], "global_step": read["global_step"]}
+        del read  # its weights are read again where they go
         check_same_model(resume, saved["dit4sr"], plain)
         check_same_base(resume, saved["dit4sr"].get("base"), base)
-        check_same_run(resume, saved["dit4sr"], plain, allow=config.resume_changes)
+        new_recipe = check_same_run(resume, saved["dit4sr"], plain, allow=config.resume_changes)
         if saved["global_step"] >= config.trainer.max_steps:
             print(f"{resume} has {saved['global_step']} steps already: nothing left to train")
             return resume
@@ -158,8 +163,14 @@ def fit(config: DictConfig, out: Path, resume: Path | None) -> Path | None:
         plain["training"],
         steps=config.trainer.max_steps,
         seed=config.seed,
-        identity={**{name: plain[name] for name in IDENTITY}, "base": base, "run_id": wandb_id},
+        identity={
+            **{name: plain[name] for name in IDENTITY},
+            "base": base,
+            "run_id": wandb_id,
+            "steps": config.trainer.max_steps,
+        },
         fixed_prompt=prompt.fixed,
+        average_on=average_on(config.trainer),
     )
     check_crop(backbone["crop"], module.autoencoder.scale, backbone["transformer"])
     data = SRDataModule(
@@ -175,6 +186,7 @@ def fit(config: DictConfig, out: Path, resume: Path | None) -> Path | None:
     prediction = predict(
         module.network, backbone, plain["training"], samples=at_once, half="16" in str(config.trainer.precision),
         others=weights_of(module.autoencoder) + weights_of(module.text_encoder),
+        **held(plain["trainer"], trainer.world_size),
     )  # fmt: skip
     data.start = 0 if saved is None else saved["global_step"] * batch
     if trainer.is_global_zero:
@@ -182,6 +194,8 @@ def fit(config: DictConfig, out: Path, resume: Path | None) -> Path | None:
         describe(config, module, out, resume)
         print(f"peak memory of a step, predicted: {prediction.total / 2**30:.2f} GiB a device", file=sys.stderr)
     trainer.callbacks.append(MemoryReport(prediction))  # type: ignore[attr-defined]
+    if new_recipe:
+        trainer.callbacks.append(NewRecipe())  # type: ignore[attr-defined]
     with explained(trainer.strategy):
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     if trainer.interrupted:
@@ -190,6 +204,18 @@ def fit(config: DictConfig, out: Path, resume: Path | None) -> Path | None:
     if any(getattr(callback, "stopped", False) for callback in trainer.callbacks):  # type: ignore[attr-defined]
         raise Preempted
     return None if config.debugging.fast_dev_run or not trainer.is_global_zero else out / "checkpoints" / "last.ckpt"
+
+
+def average_on(trainer: Mapping[str, Any]) -> str:
+    """Where the averaged weights are, ``device`` or ``cpu``.
+
+    Raises:
+        UserError: for another value of ``trainer.average_on``, or where the average is sharded.
+    """
+    where = str(trainer.get("average_on", "device"))
+    if where not in ("device", "cpu") or (where == "cpu" and trainer["strategy"] == "fsdp"):
+        raise UserError(f"trainer.average_on={where}: choose device, or cpu (but not with trainer=fsdp)")
+    return where
 
 
 def base_dtype(backbone: Mapping[str, Any], precision: str) -> torch.dtype:
@@ -222,6 +248,8 @@ def quieten_lightning() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     # Of 1×1 and depth-wise convolutions, whose strides are ambiguous; their copies cost nothing that shows.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    # Of sharded blocks, whose outputs nothing writes into.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 
 
 def check_inputs(config: DictConfig) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from omegaconf import DictConfig
 
+from dit4sr.models.flops import TrainingFlops, scale_of, step_flops
 from dit4sr.training.callbacks import Checkpoints, StepProgress
 from dit4sr.training.checkpoint_io import AtomicCheckpointIO
 from dit4sr.training.data_report import DataReport
@@ -16,6 +19,7 @@ from dit4sr.training.guards import FiniteGradients, LossSpikes
 from dit4sr.training.logging import MetricsCSV, wandb_logger
 from dit4sr.training.monitoring import Monitor
 from dit4sr.training.preemption import StopOnSignal
+from dit4sr.training.utilisation import check_peak, peak_flops
 from dit4sr.training.validation import HeldOutValidation
 
 
@@ -35,8 +39,9 @@ def build_trainer(
     )
     callbacks: list[Any] = [FiniteGradients(config.callbacks.stop_after_skipped, out), LossSpikes(out)]
     callbacks.append(DataReport(min(config.trainer.log_every_n_steps, steps)))
-    if not fast:
-        callbacks.append(Monitor(out, config.data.batch_size, min(config.trainer.log_every_n_steps, steps)))
+    monitor = None if fast else build_monitor(plain, out)
+    if monitor:
+        callbacks.append(monitor)
     if config.callbacks.validate_every and config.callbacks.validation_samples:
         callbacks.append(
             HeldOutValidation(
@@ -53,14 +58,16 @@ def build_trainer(
     callbacks.append(checkpoints)  # after the validation, whose best loss it stores
     callbacks.append(StopOnSignal(checkpoints.save))
     if config.callbacks.progress:
-        callbacks.append(StepProgress(1 if fast else steps, config.data.batch_size, config.trainer.log_every_n_steps))
+        callbacks.append(StepProgress(1 if fast else steps, monitor))
+    if monitor:
+        callbacks.append(monitor.last)
     return lightning.Trainer(
         max_steps=steps,
         max_epochs=-1,
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
         num_nodes=config.trainer.num_nodes,
-        strategy=build_strategy(plain["trainer"], out),
+        strategy=build_strategy(plain, out),
         precision=config.trainer.precision,
         accumulate_grad_batches=config.trainer.accumulate_grad_batches,
         gradient_clip_val=config.trainer.gradient_clip_val,
@@ -79,3 +86,27 @@ def build_trainer(
         limit_val_batches=0,
         use_distributed_sampler=False,
     )
+
+
+def build_monitor(config: Mapping[str, Any], out: Path) -> Monitor:
+    """The monitor of a run, which counts its FLOPs when training starts.
+
+    Args:
+        config: configs/train.yaml, composed and resolved, with the base's own architecture.
+        out: the run's folder.
+
+    Raises:
+        UserError: for a ``trainer.peak_flops`` that is none.
+    """
+    trainer, backbone = config["trainer"], config["backbone"]
+    check_peak(trainer.get("peak_flops", "auto"))
+
+    def flops() -> TrainingFlops:
+        side, again = backbone["crop"] // scale_of(backbone), config["training"]["gradient_checkpointing"]
+        return step_flops(config["model"], backbone, side, checkpointing=again)
+
+    def peak(device: torch.device) -> float | None:
+        return peak_flops(device, str(trainer["precision"]), trainer.get("peak_flops", "auto"))
+
+    every = min(trainer["log_every_n_steps"], trainer["max_steps"])
+    return Monitor(out, config["data"]["batch_size"], every, flops, peak)

@@ -21,7 +21,9 @@ from dit4sr.randomness import normal, sample_seed
 from dit4sr.restoration.restorer import Restorer, SamplerSettings, TileSettings
 from dit4sr.sampling import TRAIN_TIMESTEPS, TiledNetwork
 from dit4sr.training.callbacks import Checkpoints, due
+from dit4sr.training.compiling import as_written
 from dit4sr.training.module import DiT4SRModule, encode_pair
+from dit4sr.training.sharding import Sharded
 
 Pair = dict[str, Any]
 """See :func:`dit4sr.data.datamodule.validation_pairs`."""
@@ -72,17 +74,20 @@ class HeldOutValidation(Callback):
             self.validate(trainer, pl_module, step)
 
     def validate(self, trainer: lightning.Trainer, module: DiT4SRModule, step: int) -> None:
-        """Run on the first rank; log to every logger."""
+        """Run on the first rank, and where the network is sharded on all of them; log to every logger."""
         metrics: dict[str, float] = {}
-        if trainer.is_global_zero:
+        if trainer.is_global_zero or isinstance(trainer.strategy, Sharded):
             pairs = validation_pairs(self.benchmark)[: self.samples]
             if module.fixed_prompt is not None:
                 pairs = [{**pair, "prompt": module.fixed_prompt} for pair in pairs]
             module.network.eval()
-            with torch.inference_mode(), module.ema.applied(module.network):
+            # DTensors cannot be copied in inference mode, nor into.
+            mode = torch.no_grad if isinstance(trainer.strategy, Sharded) else torch.inference_mode
+            with module.ema.applied(module.network), mode(), as_written():
                 metrics |= self.losses(module, pairs)
                 restored = self.restore(module, pairs)
             module.network.train()
+        if trainer.is_global_zero:
             metrics |= self.fidelity(pairs, restored)
             sheet = self.sheet(pairs, restored, step)
             for logger in trainer.loggers:

@@ -23,6 +23,7 @@ from dit4sr.evaluation.tables import Row, read_rows
 from dit4sr.images import from_hwc, to_hwc, upsample_bicubic
 
 NAMES = ["ant", "bee", "cat"]
+FOLDERS = ("restored", "restored_sample1", "restored_sample2", "restored_mean")
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def test_files_rows_and_values(
         "summary.json",
         "table.md",
         "comparison.png",
-        *(f"{folder}/{name}.png" for folder in ("restored", "restored_mean") for name in NAMES),
+        *(f"{folder}/{name}.png" for folder in FOLDERS for name in NAMES),
     }
     with (out / "per_image.csv").open(newline="") as file:
         raw = list(csv.DictReader(file))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_checkpoint import compose_verb, load, save, write_checkpoint, write_pairs
 
@@ -157,6 +158,13 @@ def test_two_evaluations_do_not_write_into_one_folder(tmp_path: Path, pairs: Pat
     assert evaluate(pairs, tmp_path, "method=bicubic") == 0
 
 
+def test_a_file_where_the_folder_should_be_is_one_line(tmp_path: Path, pairs: Path) -> None:
+    (tmp_path / "file").write_text("somebody's")
+    with pytest.raises(UserError, match=r"file is a file: give another out=<folder>"):
+        evaluate(pairs, tmp_path / "file" / "out", "method=bicubic")
+    assert (tmp_path / "file").read_text() == "somebody's"
+
+
 def test_restored_images_say_what_they_are(one_process: Path) -> None:
     facts = json.loads(Image.open(one_process / "restored_seed5" / "bee.png").text["dit4sr"])
     assert (facts["image"], facts["seed"], facts["benchmark"], facts["method"]["name"]) == (
@@ -189,6 +197,26 @@ def test_metrics_only_measures_the_images_that_are_there(tmp_path: Path, pairs: 
     assert run(compose_verb("evaluate", *again), {"metrics_only", "out", "metrics.names"}) == 0
     rows = read_rows(tmp_path / "per_image.csv")
     assert [r.value for r in rows if (r.image, r.method, r.metric) == ("ant", "dit4sr", "psnr")] == [pytest.approx(80)]
+
+
+def test_metrics_only_measures_every_seed_and_sample(tmp_path: Path, pairs: Path, ckpt: Path) -> None:
+    assert evaluate(pairs, tmp_path, f"ckpt={ckpt}", "seeds=[3,5]", "samples=2") == 0
+    first = {(r.image, r.method, r.seed, r.samples): r.value for r in read_rows(tmp_path / "per_image.csv")}
+    assert not np.array_equal(*(load(tmp_path / f / "ant.png") for f in ("restored_seed5", "restored_sample1_seed5")))
+    assert sum(seed == 5 for _, method, seed, _ in first if method == "dit4sr (mean of 2)") == len(NAMES)
+
+    again = ["metrics_only=true", f"out={tmp_path}", f"ckpt={tmp_path / 'none.ckpt'}"]
+    assert run(compose_verb("evaluate", *again), {"metrics_only", "out"}) == 0
+    second = {(r.image, r.method, r.seed, r.samples): r.value for r in read_rows(tmp_path / "per_image.csv")}
+    assert second == first
+    # A folder says which seed it is of only together with the others.
+    with pytest.raises(UserError, match=r"restored with seeds=\[3, 5\]: leave seed and seeds out"):
+        run(compose_verb("evaluate", *again, "seeds=[5]"), {"metrics_only", "out", "seeds"})
+    for path in (tmp_path / "restored_seed5").iterdir():
+        path.unlink()
+    (tmp_path / "restored_seed5").rmdir()
+    with pytest.raises(UserError, match="restored_seed5 is missing"):
+        run(compose_verb("evaluate", *again), {"metrics_only", "out"})
 
 
 def test_a_benchmark_without_ground_truth(tmp_path: Path, pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,6 +257,28 @@ def test_wandb_gets_means_values_and_pictures(tmp_path: Path, pairs: Path, monke
         time.sleep(0.1)
     assert b"benchmark/folder/psnr" in record
     assert len(set(re.findall(rb"media/images/[0-9a-f]{20}\.png", record))) == 2 * 3
+
+
+@pytest.mark.slow
+def test_fid_is_printed_with_its_number_of_images_and_a_warning(
+    tmp_path: Path, pairs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a random Inception network: the value means nothing, the way there is the real one."""
+    from pyiqa.archs import inception
+
+    torch.manual_seed(0)
+    with monkeypatch.context() as patched:
+        patched.setattr(inception, "load_pretrained_network", lambda *arguments: None)
+        weights = inception.fid_inception_v3().state_dict()
+    torch.save(weights, tmp_path / "pt_inception-2015-12-05-6726825d.pth")
+    options = ("method=bicubic", "metrics.names=[psnr]", "metrics.fid=true", f"metrics.weights_dir={tmp_path}")
+    assert evaluate(pairs, tmp_path / "out", *options) == 0
+    (found,) = json.loads((tmp_path / "out" / "summary.json").read_text())["of_sets"]
+    assert (found["metric"], found["method"], found["n"]) == ("fid", "bicubic", len(NAMES))
+    assert np.isfinite(found["value"]) and found["value"] >= 0
+    assert "fewer than 1000" in found["warning"]
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "fid" in line and "warning" in line]
+    assert "(n = 5)" in line
 
 
 @pytest.mark.slow

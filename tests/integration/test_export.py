@@ -22,6 +22,7 @@ from tiny_sd3_folder import write_tiny_sd3
 from dit4sr import export
 from dit4sr.data.prepare import ensure_embedded
 from dit4sr.errors import UserError
+from dit4sr.evaluation.run import run as evaluate
 from dit4sr.models import DiT4SRTransformer2DModel, load_pretrained_base
 from dit4sr.models.build import build_on_meta, count_parameters
 from dit4sr.models.checkpoint import newest_checkpoint, read_checkpoint
@@ -225,6 +226,20 @@ def test_released_weights_through_restore(released: Path, base: Path) -> None:
         restore("weights_preset=dit4sr_q", there)
     with pytest.raises(UserError, match="there is no such folder"):
         restore(f"weights={released}", "weights_preset=dit4sr_q", "backbone.pretrained=/nowhere")
+
+
+def test_released_weights_through_evaluate(released: Path, base: Path, tmp_path: Path) -> None:
+    for folder, side in (("lq", 16), ("hq", 64)):
+        save(tmp_path / folder / "a.png", picture(side, side, seed=1))
+    given = [f"weights={released}", "weights_preset=dit4sr_r1", f"backbone.pretrained={base}", *STEPS]
+    given += ["benchmark=folder", f"benchmark.lq={tmp_path / 'lq'}", f"benchmark.hq={tmp_path / 'hq'}", "pictures=1"]
+    given += [f"out={tmp_path / 'out'}", "metrics.names=[psnr]"]
+    assert evaluate(compose_verb("evaluate", *given), {option.split("=")[0] for option in given}) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["method"]["name"] == "dit4sr_r1" and summary["method"]["ckpt"] == str(released)
+    assert summary["method"]["injection_scale"] == 1.2
+    assert summary["methods"]["dit4sr_r1"]["psnr"]["n"] == 1
+    assert (tmp_path / "out" / "restored" / "a.png").is_file()
 
 
 def test_a_released_folder_with_its_own_vae_and_text_encoders(released: Path, base: Path, tmp_path: Path) -> None:

@@ -463,3 +463,15 @@ def test_the_verb_answers_soon_and_without_torch(here: Path) -> None:
     assert time.monotonic() - started < 60
     missing = subprocess.run([*command[:1], command[3], "report=nowhere"], capture_output=True, text=True, timeout=60)
     assert missing.returncode == 2 and len(missing.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no LaTeX here")
+def test_the_latex_tables_compile_and_fit_the_text(tmp_path: Path) -> None:
+    shutil.copy(GOLDEN / "table.tex", tmp_path)
+    (tmp_path / "main.tex").write_text(
+        "\\documentclass{article}\n\\usepackage{booktabs,graphicx}\n\\begin{document}\n\\input{table}\n\\end{document}\n"
+    )
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout and (tmp_path / "main.pdf").stat().st_size > 10_000

@@ -52,7 +52,7 @@ def _of_sets(
     config: Mapping[str, Any],
     device: str,
 ) -> tuple[list[SetValue], list[Missing]]:
-    from dit4sr.evaluation.sets import fid, warning_for
+    from dit4sr.evaluation.sets import ENOUGH, LEAST, fid, warning_for
     from dit4sr.evaluation.weights import MissingWeights
 
     values, missing = [], []
@@ -61,6 +61,9 @@ def _of_sets(
     restored = [restored_file(out, settings, image.name, settings.seeds[0]) for image in images]
     truths = [image.hq for image in images if image.hq is not None]
     for name in metrics.of_sets:
+        if len(restored) < LEAST:
+            missing.append(Missing(name, f"it compares sets of {LEAST} images or more, better {ENOUGH}"))
+            continue
         try:
             value = fid(restored, truths, config["metrics"], device)
         except MissingWeights as error:

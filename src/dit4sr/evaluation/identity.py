@@ -26,7 +26,8 @@ def method_facts(method: Method) -> dict[str, Any]:
     for name in PLACES:
         if name not in facts:
             continue
-        path = Path(str(facts[name]))
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        files: list[Path] = []
+        for path in map(Path, facts[name] if isinstance(facts[name], list) else [str(facts[name])]):
+            files += sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         facts[name] = [file_facts(file) for file in files if file.exists()]
     return facts

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
-from dit4sr.data.images import Image8, UnreadableImage
+from dit4sr.data.images import Image8, UnreadableImage, read_image
 from dit4sr.errors import UserError
 from dit4sr.evaluation.benchmarks import Benchmark, BenchmarkImage, Skipped
 from dit4sr.evaluation.journal import Entry, Journal, Key
@@ -79,10 +79,18 @@ def shuffled_name(method: str) -> str:
     return f"{method} (shuffled LR)"
 
 
-def restored_file(out: Path, settings: Settings, name: str, seed: int) -> Path:
-    """Where the first sample under a seed is written: restored/, or restored_seed<n>/ of further seeds."""
-    folder = "restored" if seed == settings.seeds[0] else f"restored_seed{seed}"
+def restored_file(out: Path, settings: Settings, name: str, seed: int, sample: int = 0) -> Path:
+    """Where a sample under a seed is written: restored/, restored_seed<n>/ of further seeds, and
+    restored_sample<k>/ or restored_sample<k>_seed<n>/ of further samples."""
+    folder = "restored" if sample == 0 else f"restored_sample{sample}"
+    folder += "" if seed == settings.seeds[0] else f"_seed{seed}"
     return out / folder / f"{name}.png"
+
+
+def is_written(out: Path, settings: Settings, name: str, seed: int) -> bool:
+    """Whether all that an image has under a seed is there."""
+    files = [restored_file(out, settings, name, seed, sample) for sample in range(settings.samples)]
+    return all(file.is_file() for file in files)
 
 
 def mean_file(out: Path, settings: Settings, name: str, seed: int) -> Path:
@@ -257,8 +265,8 @@ class _Sink:
         if sample != SHUFFLED:
             if self.settings.samples > 1:
                 collected.total = restored if collected.total is None else collected.total + restored
-            if sample == 0:
-                self.write(restored_file(self.out, self.settings, atom.image.name, atom.seed), image, atom, "first")
+            path = restored_file(self.out, self.settings, atom.image.name, atom.seed, sample)
+            self.write(path, image, atom, f"{sample + 1} of {self.settings.samples}")
         collected.left -= 1
         if not collected.left:
             self.finish(collected)
@@ -292,8 +300,10 @@ class _Sink:
             bicubic = self.bicubic.restore([Task(atom.image, collected.lq, 0)])[0]
             self.score(collected, self.bicubic.name, quantise(bicubic))
         if samples > 1 and collected.total is not None:
-            mean = quantise(collected.total / samples)
             path = mean_file(self.out, self.settings, atom.image.name, atom.seed)
+            # Of images that are made already it is read: the average of 8-bit images is another one.
+            made = not self.settings.write and path.is_file()
+            mean = read_image(path) if made else quantise(collected.total / samples)
             self.write(path, mean, atom, f"mean of {samples}")
             self.score(collected, mean_name(self.method.name, samples), mean)
         entry = Entry(atom.image.name, atom.seed, collected.values, collected.seconds)

@@ -204,6 +204,7 @@ def _checkpoint(config: dict[str, Any], benchmark: Benchmark, explicit: Collecti
         "training_seed": trained.config.get("seed"),
         "sampler": config["sampler"],
         "tile": config["backbone"]["tile"],
+        "acceleration": restorer.acceleration,
         "device": str(restorer.device),
         **{key: trained.config[key] for key in ("injection_scale",) if key in trained.config},
     }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from dit4sr.acceleration.settings import AccelerationSettings
 from dit4sr.errors import UserError
 from dit4sr.evaluation.processes import Group, leave, spawn, torchrun_group
 
@@ -27,9 +29,10 @@ def run(config: DictConfig, explicit: Collection[str] = ()) -> int:
     """Evaluate one method and the bicubic baseline on one benchmark.
 
     Writes into ``config.out``: per_image.csv and .parquet, timing.csv, summary.json, table.md, comparison.png,
-    config.yaml, restored/<stem>.png, journal/ and, with several samples or seeds, restored_mean/<stem>.png and
-    restored_seed<n>/<stem>.png. A killed evaluation continues when the same command runs again. With ``report`` it
-    evaluates nothing, but merges evaluations: see :func:`dit4sr.evaluation.reports.run.report`.
+    config.yaml, restored/<stem>.png, journal/ and, with several samples or seeds, restored_mean/<stem>.png,
+    restored_seed<n>/<stem>.png and restored_sample<k>/<stem>.png. A killed evaluation continues when the same command
+    runs again. With ``report`` it evaluates nothing, but merges evaluations: see
+    :func:`dit4sr.evaluation.reports.run.report`.
 
     Args:
         config: configs/evaluate.yaml, composed.
@@ -77,12 +80,13 @@ def evaluate(group: Group, config: dict[str, Any], explicit: Collection[str]) ->
     # By the first process alone: it may download, unpack or make the images, or caption them.
     benchmark: Benchmark = group.first_does(lambda: find_benchmark(config, explicit, captions.fixed))
     config["out"] = group.first_does(lambda: str(config["out"]))
+    check_out(Path(config["out"]))
     if config["method"]["name"] == "checkpoint" and not config["metrics_only"]:
         benchmark = group.first_does(lambda: with_captions(benchmark, captions))
 
     # Late: these import torch, which takes seconds, and a missing folder is known already.
     from dit4sr.evaluation import journal
-    from dit4sr.evaluation.measuring import measure, restored_file
+    from dit4sr.evaluation.measuring import is_written, measure
     from dit4sr.evaluation.metrics import build_metrics
     from dit4sr.evaluation.results import gather
     from dit4sr.restoration.loading import resolve_device
@@ -99,7 +103,7 @@ def evaluate(group: Group, config: dict[str, Any], explicit: Collection[str]) ->
     finished = {
         key: entry
         for key, entry in journal.read(folder).items()
-        if not settings.write or restored_file(out, settings, *key).is_file()
+        if not settings.write or is_written(out, settings, *key)
     }
     names = {image.name for image in benchmark.images}
     finished = {k: e for k, e in finished.items() if e.image in names and e.seed in settings.seeds}
@@ -168,6 +172,8 @@ def check_settings(config: dict[str, Any]) -> None:
             raise UserError(f"{name}={config[name]}: give true or false")
     if config["resume"] not in ("auto", "never"):
         raise UserError(f"resume={config['resume']}: choose auto or never")
+    if config.get("acceleration") is not None:  # evaluations of before there was any have none
+        AccelerationSettings.from_config(config["acceleration"])
     if not _whole(config["seed"]) or not 0 <= config["seed"] <= MOST_SEED:
         raise UserError(f"seed={config['seed']}: give a whole number, 0 or more")
     seeds = config["seeds"] if isinstance(config["seeds"], list) else [config["seeds"]]
@@ -176,6 +182,20 @@ def check_settings(config: dict[str, Any]) -> None:
     if not seeds or not all(_whole(seed) and 0 <= seed <= MOST_SEED for seed in seeds) or len({*seeds}) < len(seeds):
         raise UserError(f"seeds={config['seeds']}: give different whole numbers, such as [0,1,2]")
     config["seeds"] = seeds
+
+
+def check_out(out: Path) -> None:
+    """Refuse a folder that cannot be written to, before anything is loaded or computed.
+
+    Raises:
+        UserError: naming it.
+    """
+    place = out.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        why = "cannot be written" if place.is_dir() else "is a file"
+        raise UserError(f"out={out}: {place} {why}: give another out=<folder>")
 
 
 def check_controls(config: dict[str, Any], benchmark: Benchmark, method: Method) -> None:
@@ -229,9 +249,9 @@ def _method(
 
     settings = Settings(tuple(config["seeds"]), config["samples"], config["shuffled"], config["batch_size"])
     if config["metrics_only"]:
-        from dit4sr.evaluation.rescoring import first_seed, restored_method
+        from dit4sr.evaluation.rescoring import restored_method
 
-        return first_seed(settings), restored_method(out, config, benchmark, settings)
+        return restored_method(out, config, benchmark, settings)
     from dit4sr.evaluation.methods import build_method
 
     return settings, build_method(config, benchmark, explicit)

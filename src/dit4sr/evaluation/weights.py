@@ -25,6 +25,7 @@ import torch
 from dit4sr.errors import UserError
 from dit4sr.evaluation.catalogue import NIQE, Known, WeightFile
 from dit4sr.evaluation.fidelity import Image8
+from dit4sr.evaluation.niqe import UNIT, niqe
 
 NIQE_ARCHIVE = "niqe_pris_params.npz"
 """NIQE's parameters as NumPy arrays mu_pris_param and cov_pris_param, as other packages distribute them."""
@@ -125,6 +126,8 @@ def create(
     """
     used = "cpu" if known.exact else device
     metric = create_network(name, known, folder, used, options)
+    if name == "niqe":
+        return partial(_niqe, metric)
     return partial(_score, metric, torch.device(used), known.exact)
 
 
@@ -162,12 +165,6 @@ def _created(
             ) from error
 
 
-UNIT = float(np.float32(1 / 255))
-"""8-bit images enter as x · (1/255) in float32, which is how PyTorch divides on a GPU, where the published logs come
-from. x / 255 differs in the last bit; NIQE rounds luma to whole levels, so that bit moves ties and, with them, its
-third decimal."""
-
-
 def _score(metric: Any, device: torch.device, exact: bool, restored: Image8, truth: Image8 | None) -> float:
     images = [
         torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)[None])).to(device).float() * UNIT
@@ -176,6 +173,11 @@ def _score(metric: Any, device: torch.device, exact: bool, restored: Image8, tru
     ]
     with torch.inference_mode(), _one_thread() if exact else contextlib.nullcontext():
         return float(metric(*images))
+
+
+def _niqe(metric: Any, restored: Image8, truth: Image8 | None) -> float:
+    with torch.inference_mode(), _one_thread():
+        return niqe(metric.net, restored)
 
 
 @contextlib.contextmanager

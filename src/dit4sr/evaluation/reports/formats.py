@@ -53,8 +53,13 @@ def _markdown_grid(grid: Grid) -> str:
 
 
 def latex(found: Sequence[Section]) -> str:
-    """One ``table`` environment a grid, for ``\\usepackage{booktabs}``; bold and underlined."""
-    parts = ["% Needs \\usepackage{booktabs}. Best in bold, second best underlined, of the measured rows alone."]
+    """One ``table`` environment a grid, no wider than the text; bold and underlined.
+
+    For ``\\usepackage{booktabs,graphicx}``.
+    """
+    parts = [
+        "% Needs \\usepackage{booktabs,graphicx}. Best in bold, second best underlined, of the measured rows alone."
+    ]
     for section in found:
         for number, grid in enumerate(section.grids):
             caption = section.title + (f": {grid.title}" if grid.title else "")
@@ -71,6 +76,7 @@ def _latex_grid(grid: Grid, caption: str, label: str) -> list[str]:
         "\\begin{table}[t]",
         "\\centering\\small\\setlength{\\tabcolsep}{4pt}",
         f"\\caption{{{_tex(caption)}}}\\label{{tab:{label}}}",
+        "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%",
         "\\begin{tabular}{" + "".join("l" if c < grid.names else "r" for c in kept) + "}",
         "\\toprule",
         " & ".join(_tex(grid.header[c]) for c in kept) + " \\\\",
@@ -81,7 +87,7 @@ def _latex_grid(grid: Grid, caption: str, label: str) -> list[str]:
         if len(groups) > 1:
             lines += [f"\\multicolumn{{{len(kept)}}}{{l}}{{\\textit{{{kind}}}}} \\\\"]
         lines += [_latex_line(line, kept) for line in grid.lines if line.kind == kind]
-    return [*lines, "\\bottomrule", "\\end{tabular}", "\\end{table}"]
+    return [*lines, "\\bottomrule", "\\end{tabular}}", "\\end{table}"]
 
 
 def _latex_line(line: Line, kept: Sequence[int]) -> str:

@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dit4sr.config import config_dir
 from dit4sr.errors import REQUEUE, UserError
+from dit4sr.launching import JobNotes, note, report
 
 Run = Callable[[DictConfig, set[str]], int]
 
@@ -40,6 +41,9 @@ VERBS = {
 JOBS = {"train": "dit4sr.studies.sweep_job"}
 """The same for the jobs of a multirun, where they differ."""
 
+LAUNCHERS = ("joblib", "submitit", "ray")
+"""Packages whose errors say that a job's process is lost."""
+
 
 def main(verb: str) -> int:
     """Run a verb on the command line's arguments.
@@ -47,31 +51,49 @@ def main(verb: str) -> int:
     Returns:
         0 done, 1 partly done (bad inputs are listed), 2 configuration or input error.
     """
+    if verb == "train":  # before the imports, which take seconds
+        from dit4sr.training.requeue import leave_on_signals
+
+        leave_on_signals()
     # Hydra then raises its errors in place of printing them over several lines.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     quieten_libraries()
     started: list[bool] = []
     statuses: list[int] = []
     process = os.getpid()
+    JobNotes.sweep = None
 
     def task(config: DictConfig) -> int:
         if REQUEUE in statuses:  # told to stop: the sweep's other jobs run when it is started again
             return REQUEUE
         started.append(True)
+        multirun = HydraConfig.get().mode == RunMode.MULTIRUN
+        message = ""
         try:
-            multirun = HydraConfig.get().mode == RunMode.MULTIRUN
+            if multirun:
+                note()
+                if verb == "evaluate":
+                    give_own_folder(config)
             run: Run = import_module(JOBS.get(verb, VERBS[verb]) if multirun else VERBS[verb]).run
             status = run(config, explicit_groups())
         except (UserError, OmegaConfBaseException) as error:
-            if os.getpid() != process:  # a launcher's: only an exception reaches the process that waits for it
+            message = " ".join(str(error).split())
+            if os.getpid() != process:  # a launcher's: an exception reaches the process that waits wherever it is
+                if multirun:
+                    note(2, message)
                 raise
             # Not raised through Hydra, which would add a line of its own and end a sweep's other jobs.
-            status = complain(" ".join(str(error).split()))
+            status = complain(message)
+        if multirun:
+            note(status, message)
         statuses.append(status)
         return status
 
     try:
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=verb)(task)()
+    except SystemExit as end:  # of --help, or of the callback that ends a sweep and has listed its jobs
+        status = end.code if isinstance(end.code, int) else 0
+        return status or report(listed=status != 0)
     except MissingConfigException as error:
         return complain(describe_missing(error))
     except OverrideParseException as error:
@@ -81,13 +103,28 @@ def main(verb: str) -> int:
         )
     except (HydraException, OmegaConfBaseException) as error:
         return complain(" ".join(str(error).split()) + f" ({command_of(verb)} --help lists what there is)")
+    except UserError as error:  # of a job that a launcher ran; the other jobs have run too
+        complain(" ".join(str(error).split()))
+        return report() or 2
     except (ValueError, OSError) as error:
         if started:  # an error of ours, not of the command line: it is shown whole
             raise
         return complain(" ".join(str(error).split()) + f" ({command_of(verb)} --help lists what there is)")
     except KeyboardInterrupt:
         return complain("interrupted; what was written so far is kept", 130)
-    return max(statuses, default=0)
+    except RuntimeError as error:
+        if type(error).__module__.partition(".")[0] not in LAUNCHERS:
+            raise
+        report()
+        return complain("a job's process was killed, perhaps for want of memory: give the same command again", 1)
+    return report() or max(statuses, default=0)
+
+
+def give_own_folder(config: DictConfig) -> None:
+    """A job's ``out`` becomes its folder in the sweep's, unless the command line gives each job another one."""
+    hydra = HydraConfig.get()
+    if "out" not in explicit_groups() or str(config.out) == hydra.sweep.dir:
+        config.out = hydra.runtime.output_dir
 
 
 def command_of(verb: str) -> str:

@@ -1,12 +1,15 @@
 """`prepare` as a process: killed, shared out, disturbed, and short of room; always to the same bytes."""
 
+import io
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -199,6 +202,10 @@ def test_parts_by_hydras_launchers(tmp_path, photos, undisturbed, launcher):
     done = subprocess.run(line, **options, capture_output=True, timeout=240)
     assert done.stdout.count("is done") == 3, done.stderr
     assert "skipped 0/broken.png" in done.stdout
+    # One part has the broken photo: the command says so, also where another process ran it.
+    assert done.returncode == 1
+    [listed] = [line for line in done.stderr.splitlines() if line.startswith("not done: ")]
+    assert re.fullmatch(r"not done: part=[012]/3: partly done, see what it printed", listed)
     if launcher == "joblib":  # whose jobs are processes: an error must find its way back
         failed = subprocess.run([*line[:-1], "policy=spiral", "-m"], **options, capture_output=True, timeout=240)
         assert failed.returncode == 2
@@ -217,3 +224,14 @@ def test_trainings_that_make_the_embedded_shards_at_once(tmp_path):
     assert [process.exitcode for process in both] == [0, 0]
     assert len(samples(tmp_path / "embedded")) == 624
     assert sorted(path.name for path in (tmp_path / "embedded").iterdir()) == ["benchmark", "photos.jsonl", "train"]
+
+
+def test_names_out_of_a_tar_do_not_reach_the_terminal_as_they_are(tmp_path, capsys):
+    with tarfile.open(tmp_path / "shard.tar", "w") as shard:
+        for name, data in (("a.png", encode_image(noise(0), "png", 100)), ("b\n\x1b[2J.png", b"broken")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            shard.addfile(member, io.BytesIO(data))
+    assert prepare(config(tmp_path, source=str(tmp_path / "shard.tar"), out=str(tmp_path / "out"))) == 1
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed and "skipped shard/b\ufffd\ufffd[2J: " in printed

@@ -17,12 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import chromium
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
-from tiny_checkpoint import TINY, compose_verb, picture, save
+from tiny_checkpoint import TINY, compose_verb, load, picture, save
 
 from dit4sr.studies.ablation import command, table_rows, table_text
 from dit4sr.studies.compare import main as compare
+from dit4sr.studies.curves_figure import losses_of, mean_over, smooth, write_curves
+from dit4sr.studies.differences import over_seeds_in_words
 from dit4sr.studies.sweep import finish, jobs_of
 from dit4sr.studies.sweep_job import EVALUATED, LOG, Record, config_hash, decisive, read_record, run_job, write_record
 
@@ -95,6 +98,37 @@ def test_seeds_are_a_mean_and_a_deviation(sweep: Path) -> None:
     assert rows["variant_a"]["seed_std"] == pytest.approx(0.1 / 2**0.5) and rows["bicubic"]["mean"] == 20.0
 
 
+def test_what_the_seeds_bear_out_is_said(sweep: Path, tmp_path: Path) -> None:
+    jobs, _ = jobs_of(sweep)
+    # The first model is 3 dB better under each of two seeds: a difference without any spread.
+    assert over_seeds_in_words(jobs) == [
+        "psnr: differs from dit4sr beyond the 95 % interval over 2 paired seeds (Student's t, each comparison for "
+        "itself): variant_a -3.00 [-3.00, -3.00]"
+    ]
+    path = sweep / "variant_a-seed1" / EVALUATED
+    summary = json.loads(path.read_text())
+    summary["methods"]["variant_a"]["psnr"]["mean"] += 1
+    path.write_text(json.dumps(summary))
+    # Differences of -3 and -2: a mean of -2.5 and a half-width of 12.7 · 0.5.
+    assert over_seeds_in_words(jobs_of(sweep)[0])[0].endswith("itself): none; not told apart: variant_a")
+    assert over_seeds_in_words([job for job in jobs if job.seed == 0]) == []
+
+
+def test_curves_are_compared_step_by_step(sweep: Path, tmp_path: Path) -> None:
+    jobs, _ = jobs_of(sweep)
+    losses = losses_of(jobs)
+    assert list(losses) == ["dit4sr", "variant_a"] and list(losses["dit4sr"]) == [0, 1]
+    steps, values = mean_over([{1: 2.0, 2: 4.0, 3: 9.0}, {2: 6.0, 3: 1.0, 4: 0.0}])
+    assert steps.tolist() == [2, 3] and values.tolist() == [5.0, 5.0]
+    line = np.linspace(0, 1, 50)
+    assert np.allclose(smooth(line), line)  # narrower at the ends, so a line stays one
+    assert smooth(np.eye(1, 51, 25)[0]).max() == pytest.approx(1 / 5)
+    assert write_curves(tmp_path / "curves.png", jobs) and load(tmp_path / "curves.png").shape[1] > 1000
+    for job in jobs:
+        (job.folder / "metrics.csv").unlink()
+    assert not write_curves(tmp_path / "none.png", jobs) and not (tmp_path / "none.png").exists()
+
+
 def test_a_failed_job_is_listed_with_its_log_and_the_others_are_compared(
     sweep: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,7 +137,7 @@ def test_a_failed_job_is_listed_with_its_log_and_the_others_are_compared(
     assert (
         f"not finished: variant_b-seed0 failed: no </script> memory (log: {sweep}/variant_b-seed0/log.txt)" in said.err
     )
-    for name in ("table.md", "per_job.csv", "comparison.png", "report.html"):
+    for name in ("table.md", "per_job.csv", "curves.png", "comparison.png", "report.html"):
         assert (sweep / name).stat().st_size > 100
     with (sweep / "table.csv").open(newline="") as file:
         assert {row["model"] for row in csv.DictReader(file)} == {"bicubic", "dit4sr", "variant_a"}

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from dit4sr.errors import UserError
 from dit4sr.files import write_atomically
+from dit4sr.studies.differences import over_seeds_in_words
 from dit4sr.studies.sweep import MODELS, Job, Unfinished
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def summarise(sweep: Path, jobs: list[Job], unfinished: list[Unfinished]) -> None:
-    """Write table.csv, table.md, per_job.csv, comparison.png and report.html into the sweep's folder.
+    """Write table.csv, table.md, per_job.csv, curves.png, comparison.png and report.html into the sweep's folder.
 
     Args:
         sweep: its folder.
@@ -86,6 +87,7 @@ def summarise(sweep: Path, jobs: list[Job], unfinished: list[Unfinished]) -> Non
         UserError: where the jobs were evaluated on different benchmarks.
     """
     from dit4sr.evaluation.pictures import write_sheet
+    from dit4sr.studies.curves_figure import write_curves
     from dit4sr.studies.report import write_page
 
     benchmarks = {job.summary["benchmark"]["name"] for job in jobs}
@@ -98,6 +100,8 @@ def summarise(sweep: Path, jobs: list[Job], unfinished: list[Unfinished]) -> Non
     write_csv(sweep / "table.csv", table_rows(jobs))
     write_csv(sweep / "per_job.csv", job_rows(jobs))
     written = ["table.md", "table.csv", "per_job.csv"]
+    if write_curves(sweep / "curves.png", jobs):
+        written.append("curves.png")
     firsts = one_per_model(jobs)
     if rows := sheet_rows(firsts):
         benchmark = jobs[0].summary["benchmark"]
@@ -182,7 +186,7 @@ def sweep_facts(jobs: list[Job], unfinished: list[Unfinished]) -> list[str]:
         f"{benchmark['images']} held-out images of {benchmark['name']}, one sample each, "
         f"{config.sampler.steps} Euler steps, guidance {config.sampler.guidance:g}",
     ]
-    return lines + [f"not finished: {job}" for job in unfinished]
+    return lines + over_seeds_in_words(jobs) + [f"not finished: {job}" for job in unfinished]
 
 
 def table_rows(jobs: list[Job]) -> list[dict[str, Any]]:

@@ -99,7 +99,7 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 def has_result(folder: Path, config: Mapping[str, Any]) -> bool:
     """Whether what the job was to find is there."""
-    return (folder / (EVALUATED if config["evaluate"] else TRAINED)).is_file()
+    return (folder / (EVALUATED if config["evaluate"] else TRAINED)).exists()
 
 
 def run(config: DictConfig, explicit: Collection[str] = ()) -> int:

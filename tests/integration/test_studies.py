@@ -57,7 +57,9 @@ def test_controlnet_comparison(made: Path, tmp_path: Path) -> None:
     from dit4sr.restoration.loading import load_restorer
     from dit4sr.restoration.noise import noise_seed
 
-    config = compose_verb("evaluate", *QUICK, "backbone.tile.size=12", f"ckpt={made}/dit4sr", "out=unused")
+    config = compose_verb(
+        "evaluate", *QUICK, "backbone.tile.size=12", "acceleration=none", f"ckpt={made}/dit4sr", "out=unused"
+    )
     restorer, _ = load_restorer(config, {"backbone.tile.size", "sampler.steps", "sampler.shift"})
     expected_image = restorer.restore(load(made / "pairs" / "lq" / "b.png"), "", seed=noise_seed(0, "b"))
     np.testing.assert_array_equal(load(tmp_path / "restored" / "dit4sr" / "b.png"), expected_image)
@@ -70,7 +72,7 @@ def test_states_are_those_the_network_saw(made: Path) -> None:
 
     for start in ("noise", "lr"):
         first = 1.0 if start == "noise" else 0.7
-        extra = [f"sampler.start={start}", f"sampler.first_sigma={first}", "sampler.guidance=1"]
+        extra = [f"sampler.start={start}", f"sampler.first_sigma={first}", "sampler.guidance=1", "acceleration=none"]
         config = compose_verb("evaluate", *QUICK, *extra, f"ckpt={made}/dit4sr", "out=unused")
         restorer, _ = load_restorer(config, {"sampler.start"})
         seen = []

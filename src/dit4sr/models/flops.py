@@ -97,7 +97,9 @@ def training_flops(network: nn.Module, inputs: Sequence[Tensor]) -> TrainingFlop
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     with _Products() as products, torch.enable_grad():
         output = network(*inputs, return_dict=False)
-    torch.autograd.grad(output.sum(), trained, allow_unused=True)  # runs the products' hooks
+    # Anomaly detection, where it is on, would ask the meta device for values.
+    with torch.autograd.set_detect_anomaly(False):
+        torch.autograd.grad(output.sum(), trained, allow_unused=True)  # runs the products' hooks
     return TrainingFlops(products.forward, products.activations, products.weights)
 
 
@@ -130,7 +132,7 @@ def _step_flops(configs: str, side: int, checkpointing: bool) -> TrainingFlops:
 
 def _with_backward(network: nn.Module, inputs: Sequence[Tensor]) -> int:
     """FLOPs of a forward and a backward pass, by torch's counter."""
-    with FlopCounterMode(display=False) as counter, torch.enable_grad():
+    with FlopCounterMode(display=False) as counter, torch.enable_grad(), torch.autograd.set_detect_anomaly(False):
         network(*inputs, return_dict=False).sum().backward()
     network.zero_grad(set_to_none=True)
     return counter.get_total_flops()

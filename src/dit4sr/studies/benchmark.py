@@ -72,8 +72,8 @@ def restorer_for(
     """
     from dit4sr.restoration.loading import load_restorer
 
-    if (config.get("acceleration") or {}).get("name", "none") != "none":
-        raise UserError("acceleration: studies look inside the network: leave it out")
+    if any(name.split(".")[0] == "acceleration" for name in explicit):
+        raise UserError("acceleration: this study looks inside the network as it was trained: leave the setting out")
     asked = {**config, "acceleration": None, "ckpt": ckpt, "model": {**config["model"], "name": model}}
     if ckpt is not None or model != config["model"]["name"]:
         asked |= {"weights": None, "weights_preset": None}

@@ -221,7 +221,8 @@ def measure(
         torch.manual_seed(0)
         network: Any
         if arguments.ckpt:
-            network = copy.deepcopy(arguments.trained[0])
+            with torch.inference_mode(False):
+                network = copy.deepcopy(arguments.trained[0]).to(device)
         else:
             with torch.inference_mode(False):
                 network = perturbed(random_network(model, backbone, torch.device(device)))
@@ -248,10 +249,13 @@ def measure(
         facts["PSNR dB"][label] = psnr(result, reference, backbone)
         actions[label] = sample
     rounds = arguments.rounds if batch == 1 or not on_gpu else min(arguments.rounds, 2)
+    if not actions:
+        return report.say("nothing could be run")
     measured = paired(actions, rounds=rounds, warm_up=0, device=device)
     report.say(comparison(measured, columns={head: cells for head, cells in facts.items() if cells}))
     if on_gpu:
-        best = min(measured, key=lambda label: measured[label].seconds if label != "fp8" else float("inf"))
+        exact = [label for label in measured if not (variants[label].settings.approximate or variants[label].sampling)]
+        best = min(exact or measured, key=lambda label: measured[label].seconds)
         report.say(f"\n{batch / measured[best].seconds:.2f} images/s ({best})")
         if batch == 1 and (arguments.profile or measured[best].seconds > TARGETS.get(model["name"], float("inf"))):
             profile(report, best, actions[best])

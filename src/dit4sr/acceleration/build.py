@@ -84,7 +84,7 @@ def in_one_type(network: Any) -> None:
         raise UserError(
             "a quantised network cannot be accelerated: load it unquantised, and use acceleration.quantise=…"
         )
-    if getattr(network, "peft_config", None):
+    if any(getattr(module, "peft_config", None) for module in network.modules()):
         raise UserError(
             "a network with adapters cannot be accelerated: fuse them first (network.fuse_lora()), and unload"
         )

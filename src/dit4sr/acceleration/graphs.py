@@ -25,13 +25,18 @@ class GraphedStep:
 
     def __init__(self, run: Callable[..., Tensor]) -> None:
         self.run = run
+        self.stream: torch.cuda.Stream | None = None
         self.recorded: dict[Any, tuple[torch.cuda.CUDAGraph, list[Tensor | None], Tensor, tuple[Any, ...]]] = {}
+
+    def forget(self) -> None:
+        """Drop what was recorded: a graph holds the addresses of weights, and they have moved."""
+        self.recorded.clear()
 
     def __call__(self, *arguments: Any) -> Tensor:
         changing, constant = arguments[:4], arguments[4:]
         key = (tuple(None if x is None else (*x.shape, x.dtype) for x in changing), constant[-1])
         # Not as inference tensors, which could not be written to outside of inference mode.
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device(changing[0].device):
             if key not in self.recorded:
                 if len(self.recorded) >= SIZES_KEPT:
                     return self.run(*arguments)
@@ -46,7 +51,7 @@ class GraphedStep:
     def _record(self, changing: tuple[Any, ...], constant: tuple[Any, ...]) -> Any:
         static = [None if x is None else x.clone() for x in changing]
         # Beside the current stream, as recording asks for: compilation, tuning and workspaces come first.
-        aside = torch.cuda.Stream()
+        aside = self.stream = self.stream or torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(3):
@@ -54,6 +59,6 @@ class GraphedStep:
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
         pool = next((recorded[0].pool() for recorded in self.recorded.values()), None)
-        with torch.cuda.graph(graph, pool=pool):
+        with torch.cuda.graph(graph, pool=pool, stream=aside):
             result = self.run(*static, *constant)
         return graph, static, result, constant

@@ -16,6 +16,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 
 from dit4sr.acceleration.compiling import records_graphs
+from dit4sr.acceleration.graphs import GraphedStep
 from dit4sr.acceleration.kernels import attention_kernel
 from dit4sr.acceleration.modulations import Schedule
 from dit4sr.acceleration.settings import AccelerationSettings
@@ -25,6 +26,9 @@ from dit4sr.errors import UserError
 from dit4sr.models.blocks import Grid
 from dit4sr.models.dit4sr import check_latent_size
 from dit4sr.models.precision import as_weights
+
+SIZES_COMPILED = 10
+"""Sizes that are compiled; further ones run uncompiled: torch allows a process a number of versions, then raises."""
 
 logger = logging.getLogger(__name__)
 
@@ -143,10 +147,18 @@ class FastNetwork(nn.Module):
                 return self.run(*arguments)
             return self._ready(arguments)
 
+    def _apply(self, *arguments: Any, **options: Any) -> Any:
+        if isinstance(self.run, GraphedStep):
+            self.run.forget()
+        return super()._apply(*arguments, **options)
+
     def _ready(self, arguments: tuple[Any, ...]) -> Tensor:
         """A step of compiled or recorded code; how long the first of each size takes is kept and logged."""
         z, lr = arguments[0], arguments[1]
         key = (*z.shape, lr is not None)
+        if key not in self.warm_ups and len(self.warm_ups) >= SIZES_COMPILED:
+            with torch.compiler.set_stance("force_eager"):
+                return self._run(*arguments)
         graphs = records_graphs(self.settings, z.device)
         if graphs:
             torch.compiler.cudagraph_mark_step_begin()

@@ -16,7 +16,7 @@ def to_device(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = 
     """A tensor on a device. To a GPU it is copied from pinned memory, so that the host goes on at once."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True).to(dtype or tensor.dtype)
+    return tensor.to(device, non_blocking=device.type == "cuda").to(dtype or tensor.dtype)
 
 
 def batch_to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

@@ -87,7 +87,7 @@ KNOWN: Mapping[str, Known] = {
     "lpips": Known("lower", 4, True, "AlexNet v0.1", (WeightFile("LPIPS_v0.1_alex-df73285e.pth"), ALEXNET), 32),
     "lpips-vgg": Known("lower", 4, True, "VGG v0.1", (WeightFile("LPIPS_v0.1_vgg-a78928a0.pth"), VGG16), 32),
     "dists": Known("lower", 4, True, "VGG16", (WeightFile("DISTS_weights-f5e65c96.pth"), VGG16), 32),
-    "niqe": _alone("lower", 4, "original parameters", NIQE, least_side=96, exact=True, channel="Y"),
+    "niqe": _alone("lower", 4, "original parameters, CUDA rounding", NIQE, least_side=96, exact=True, channel="Y"),
     "piqe": _alone("lower", 2, "", exact=True, channel="Y"),
     "brisque": _alone(
         "lower", 2, "LIVE", WeightFile("brisque_svm_weights.pth"), least_side=16, exact=True, channel="Y"

@@ -104,6 +104,6 @@ def differing(facts: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str =
         before = facts[name]
         if isinstance(value, Mapping) and isinstance(before, Mapping):
             found += differing(before, value, f"{prefix}{name}.")
-        elif before != value:
+        elif before != (list(value) if isinstance(value, tuple) else value):  # JSON has no tuples
             found.append(f"{prefix}{name}={before}")
     return found

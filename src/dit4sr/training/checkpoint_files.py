@@ -19,6 +19,8 @@ from pathlib import Path
 from dit4sr.files import flush, write_atomically
 
 LAST, BEST = "last.ckpt", "best.ckpt"
+UNNAMED_BEST = re.compile(r"\.?best-[0-9a-f]{12}(\.[0-9a-f]{12})?\.ckpt")
+"""Folders that best.ckpt is, was or was to be a link to."""
 STEP_FILE = re.compile(r"step-(\d+)\.ckpt")
 
 
@@ -72,7 +74,10 @@ def remove_partial(folder: Path, names: Iterable[str] = ("step-*.ckpt", "last.ck
         stem = name.removesuffix(".ckpt")
         for partial in folder.glob(f".{stem}.*.ckpt"):
             remove(partial)
-    for unnamed in folder.glob("best-*.ckpt"):
+    for unnamed in folder.glob("*best-*.ckpt"):
+        # A user's own copies, whatever their names, are not ours to remove.
+        if not (unnamed.is_dir() and UNNAMED_BEST.fullmatch(unnamed.name)):
+            continue
         if not ((folder / BEST).exists() and unnamed.samefile(folder / BEST)):
             remove(unnamed)
 

@@ -79,10 +79,12 @@ class Monitor(Callback):
         now = self._batch_ended = time.perf_counter()
         steps = trainer.global_step - self._step
         if steps >= self.every:
-            self._log(trainer, pl_module, steps, float(outputs["loss"]))  # read: until the device is done
+            # Lightning has divided the loss by the accumulation.
+            loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
+            self._log(trainer, pl_module, steps, loss)  # read: until the device is done
         if trainer.is_global_zero and now - self._beat >= self.beat_seconds:
             self._beat = now
-            self._write(trainer, **self.latest, loss=float(outputs["loss"]))
+            self._write(trainer, **self.latest, loss=float(outputs["loss"]) * trainer.accumulate_grad_batches)
 
     def _log(self, trainer: lightning.Trainer, module: lightning.LightningModule, steps: int, loss: float) -> None:
         whole = time.perf_counter() - self._interval_began

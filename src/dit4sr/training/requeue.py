@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from dit4sr.errors import REQUEUE
@@ -26,15 +26,18 @@ LAUNCHER = "DIT4SR_LAUNCHER"
 def leave(number: int, frame: Any) -> None:
     """End this process; as a signal's handler."""
     if parent := os.environ.get(LAUNCHER):
-        os.kill(int(parent), number)  # all end, or the others would wait for this one
+        with suppress(ProcessLookupError):  # it was told, too, and has gone
+            os.kill(int(parent), number)  # all end, or the others would wait for this one
     else:
-        print(
+        said = (
             f"told to stop ({signal.Signals(number).name}) while no step was under way: nothing is lost; the same "
-            "command starts it again",
-            file=sys.stderr,
+            "command starts it again\n"
         )
+        with suppress(OSError):
+            os.write(2, said.encode())  # print may be what the signal interrupted
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        with suppress(RuntimeError, ValueError, OSError):  # interrupted itself, or closed
+            stream.flush()
     os._exit(REQUEUE)  # unwinding would wait for weights that are being read, and for other processes
 
 

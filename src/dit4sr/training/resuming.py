@@ -25,7 +25,7 @@ FREE = (
     "training.batch_size",  # data.batch_size says it
     "training.gradient_checkpointing",
     "training.compile",
-    "training.compile",
+    "data.max_bad_share",
     "data.workers",
     "data.cache",
     "data.cache_gb",

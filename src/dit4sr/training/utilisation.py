@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from functools import cache
 from typing import Any
@@ -43,7 +44,7 @@ def peak_flops(device: torch.device, precision: str, asked: Any = "auto") -> flo
     half = "16" in precision
     if device.type == "cuda" and half:
         name = torch.cuda.get_device_name(device)
-        known = next((peak for part, peak in PEAKS.items() if part in name), None)
+        known = next((peak for part, peak in PEAKS.items() if re.search(rf"\b{part}\b", name)), None)
         if known is not None:
             return known
     return measured_peak(device, torch.bfloat16 if half and device.type == "cuda" else torch.float32)

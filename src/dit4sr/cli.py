@@ -49,7 +49,8 @@ def main(verb: str) -> int:
     """Run a verb on the command line's arguments.
 
     Returns:
-        0 done, 1 partly done (bad inputs are listed), 2 configuration or input error.
+        0 done, 1 partly done (bad inputs are listed), 2 configuration or input error; a training that was told to stop
+        75, a person's interrupt 130.
     """
     if verb == "train":  # before the imports, which take seconds
         from dit4sr.training.requeue import leave_on_signals
@@ -64,8 +65,6 @@ def main(verb: str) -> int:
     JobNotes.sweep = None
 
     def task(config: DictConfig) -> int:
-        if REQUEUE in statuses:  # told to stop: the sweep's other jobs run when it is started again
-            return REQUEUE
         started.append(True)
         multirun = HydraConfig.get().mode == RunMode.MULTIRUN
         message = ""
@@ -86,14 +85,15 @@ def main(verb: str) -> int:
             status = complain(message)
         if multirun:
             note(status, message)
+            if status == REQUEUE and os.getpid() == process:  # told to stop: Hydra does not begin the other jobs then
+                raise SystemExit(REQUEUE)
         statuses.append(status)
         return status
 
     try:
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=verb)(task)()
     except SystemExit as end:  # of --help, or of the callback that ends a sweep and has listed its jobs
-        status = end.code if isinstance(end.code, int) else 0
-        return status or report(listed=status != 0)
+        return (end.code if isinstance(end.code, int) else int(end.code is not None)) or report()
     except MissingConfigException as error:
         return complain(describe_missing(error))
     except OverrideParseException as error:

@@ -18,11 +18,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
-from dit4sr.errors import UserError
+from dit4sr.errors import REQUEUE, UserError
 from dit4sr.files import write_atomically
 
 NOTES = ".jobs"
 """Folder of the notes in the sweep's."""
+
+STOP = "stop"
+"""File among the notes that tells the jobs of a multirun, in whatever process they run, to stop."""
 
 UNKNOWN = -1
 """Status of a job that began and has not ended: it was killed, or still runs."""
@@ -47,7 +50,11 @@ class Note:
     message: str = ""
 
     def __str__(self) -> str:
-        said = {UNKNOWN: "ended before it was done", 1: "partly done, see what it printed"}
+        said = {
+            UNKNOWN: "ended before it was done",
+            1: "partly done, see what it printed",
+            REQUEUE: "told to stop; the same command goes on",
+        }
         reason = self.message or said.get(self.status, f"exit status {self.status}")
         return f"{' '.join(self.overrides) or f'job {self.number}'}: {reason}"
 
@@ -65,7 +72,7 @@ class JobNotes(Callback):
             config.hydra.sweep.dir = sweep
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(sweep)}")
         JobNotes.sweep = Path(sweep)
-        for path in (JobNotes.sweep / NOTES).glob("*.json"):
+        for path in (*(JobNotes.sweep / NOTES).glob("*.json"), JobNotes.sweep / NOTES / STOP):
             path.unlink(missing_ok=True)
 
 
@@ -107,21 +114,35 @@ def notes(sweep: Path) -> list[Note]:
     return sorted(own, key=lambda n: n.number)
 
 
+def ask_to_stop(sweep: Path) -> None:
+    """Leave word for a multirun's jobs that they are to stop, as far as they look for it."""
+    (sweep / NOTES).mkdir(parents=True, exist_ok=True)
+    (sweep / NOTES / STOP).touch()
+
+
+def asked_to_stop(sweep: Path) -> bool:
+    """Whether there is word for a multirun's jobs to stop."""
+    return (sweep / NOTES / STOP).exists()
+
+
 def status_of(jobs: Sequence[Note]) -> int:
-    """The exit status of a multirun: 0 all done, 2 not one that could begin its work, 1 anything between."""
+    """The exit status of a multirun: 0 all done, REQUEUE where a job was told to stop and can go on, 2 not one that
+    could begin its work, 1 anything between."""
     if all(job.status == 0 for job in jobs):
         return 0
+    if any(job.status == REQUEUE for job in jobs):
+        return REQUEUE
     return 2 if all(job.status == 2 for job in jobs) else 1
 
 
-def report(*, listed: bool = False) -> int:
-    """Print, on standard error, the jobs of this process's multirun that are not done, unless they are listed already.
+def report() -> int:
+    """Print, on standard error, the jobs of this process's multirun that are not done.
 
     Returns:
         The exit status; 0 where this process started no multirun.
     """
     jobs = notes(JobNotes.sweep) if JobNotes.sweep is not None else []
     for job in jobs:
-        if job.status != 0 and not listed:
+        if job.status != 0:
             print(f"not done: {job}", file=sys.stderr)
     return status_of(jobs)

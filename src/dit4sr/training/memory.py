@@ -11,6 +11,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from dit4sr.models.flops import scale_of
 from dit4sr.training.plan import GIB, MemoryPlan, plan_memory
 
 ATTENTION, MLP = 11, 19
@@ -126,10 +127,9 @@ def predict(
         frozen: see :func:`dit4sr.training.sharding.shard_network`.
         average: whether the device holds the averaged weights.
     """
-    scale = 8 if backbone["autoencoder"]["name"] == "kl" else 4  # as in dit4sr.autoencoders
     activations = activation_bytes(
         backbone["transformer"],
-        latent_side=backbone["crop"] // scale,
+        latent_side=backbone["crop"] // scale_of(backbone),
         text_tokens=backbone["text_encoder"]["tokens"],
         samples=samples,
         checkpointing=training["gradient_checkpointing"],

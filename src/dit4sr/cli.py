@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dit4sr.config import config_dir
 from dit4sr.errors import REQUEUE, UserError
-from dit4sr.launching import JobNotes, note, report
+from dit4sr.launching import JobNotes, note, notes, report
 
 Run = Callable[[DictConfig, set[str]], int]
 
@@ -66,6 +66,8 @@ def main(verb: str) -> int:
 
     def task(config: DictConfig) -> int:
         started.append(True)
+        if os.getpid() != process:
+            quieten_libraries()
         multirun = HydraConfig.get().mode == RunMode.MULTIRUN
         message = ""
         try:
@@ -113,8 +115,13 @@ def main(verb: str) -> int:
     except KeyboardInterrupt:
         return complain("interrupted; what was written so far is kept", 130)
     except RuntimeError as error:
+        text = " ".join(str(error).split())
+        if "srun" in text and not started:  # submitit's, where there is no SLURM
+            return complain(f"hydra/launcher: {text} Give the command on a login node, or choose another launcher")
         if type(error).__module__.partition(".")[0] not in LAUNCHERS:
             raise
+        if JobNotes.sweep is not None and not notes(JobNotes.sweep):  # refused by the scheduler
+            return complain(f"hydra/launcher: no job has begun: {text[:500]}")
         report()
         return complain("a job's process was killed, perhaps for want of memory: give the same command again", 1)
     return report() or max(statuses, default=0)
@@ -140,6 +147,8 @@ def command_of(verb: str) -> str:
 def quieten_libraries() -> None:
     """Leave the terminal to what a person must know."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for name in ("hydra", "hydra_plugins"):  # launchers say what they launch once a job has set up logging
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from pathlib import Path
 
 import pytest
-from faults.commands import ONE, finish, run, start, wait_for_step
+from faults.commands import ONE, TWO, children, finish, run, start, wait_for_step
 from faults.harness import rows
 
 
@@ -66,6 +67,47 @@ def test_before_the_first_step_it_ends_at_once(when: str, data: Path, tmp_path: 
         assert before == {path: path.read_bytes() for path in (out / "checkpoints").iterdir()}
     status, said = run(data, *ONE, "trainer.max_steps=4", f"out={out}")
     assert status == 0 and max(rows(out)) == 4, said
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("held_at", "whom", "saved"),
+    [
+        ("loss", "other", False),
+        ("loss", "both", False),
+        ("loss", "first", True),
+        ("on_before_optimizer_step", "other", True),
+        ("on_before_optimizer_step", "both", True),
+    ],
+)
+def test_around_the_first_step_two_processes_end_together(
+    held_at: str, whom: str, saved: bool, data: Path, tmp_path: Path
+) -> None:
+    """One is held before or behind the first exchange of gradients; the other one is as far as it gets without it.
+
+    Before it nothing can have been done; behind it the first process has done a step, and both save the tenth.
+    """
+    held, released = tmp_path / "held", tmp_path / "released"
+    process = start(
+        data, *TWO, "trainer.max_steps=100000", "trainer.log_every_n_steps=50", f"out={tmp_path}/run",
+        launcher=(str(Path(__file__).with_name("held_rank.py")),), HELD_AT=held_at, HELD=str(held),
+        RELEASED=str(released),
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not held.exists():
+        assert time.monotonic() < deadline and process.poll() is None, finish(process, 1)
+        time.sleep(0.05)
+    time.sleep(2)  # the first one waits for the other's gradients, of this step or the next
+    (other,) = children(process.pid)
+    for told in {"first": [process.pid], "other": [other], "both": [process.pid, other]}[whom]:
+        os.kill(told, signal.SIGTERM)
+    if saved:
+        released.touch()
+    status, said = finish(process, 60)
+    assert status == 75 and "told to stop" in said and "Traceback" not in said, said
+    assert ("saved step 10;" in said) == saved, said
+    status, said = run(data, *TWO, "trainer.max_steps=12", f"out={tmp_path}/run")
+    assert status == 0 and ("resumed from" in said) == saved, said
 
 
 def catches(pid: int, number: signal.Signals) -> bool:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from tiny_checkpoint import write_checkpoint
 
+from dit4sr.data.prepare import ensure_embedded
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -14,3 +16,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("run") / "checkpoints" / "last.ckpt"
     write_checkpoint(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with the embedded photos' shards and benchmark, to be read alone."""
+    folder = tmp_path_factory.mktemp("data")
+    ensure_embedded(folder)
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folders in reports are as they were given: relative ones make the golden files the same everywhere."""
+    monkeypatch.chdir(tmp_path)
+    return Path()

@@ -7,24 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import DictConfig
-from tiny_checkpoint import TINY, compose_verb
 from tiny_sd3 import DIT4SR, tiny_network
+from tiny_training import config_of
 from torch import Tensor, nn
 
-from dit4sr.data.prepare import ensure_embedded
 from dit4sr.errors import UserError
 from dit4sr.models.checkpoint import read_checkpoint
 from dit4sr.training.compiling import as_written, compile_network
 from dit4sr.training.run import train
-
-
-def config_of(data: Path, *overrides: str) -> DictConfig:
-    return compose_verb(
-        "train", *TINY, "backbone.transformer.num_layers=1", "backbone.crop=32", "training.batch_size=4",
-        "data.workers=0", "trainer=cpu", "trainer.max_steps=8", "callbacks=none", "callbacks.progress=false",
-        "logger=csv", f"paths.data={data}", "out=unused", *overrides,
-    )  # fmt: skip
 
 
 def inputs(batch: int = 2) -> tuple[Tensor, ...]:
@@ -106,13 +96,12 @@ def test_without_a_compiler_it_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["blocks", "network"])
-def test_a_compiled_training_is_the_same_training(mode: str, tmp_path: Path) -> None:
+def test_a_compiled_training_is_the_same_training(mode: str, embedded: Path, tmp_path: Path) -> None:
     """By the real compiler, its validation included; rounding differs."""
-    ensure_embedded(tmp_path / "data")
     results = []
     for compiled in ("false", mode):
         checkpoint = train(
-            config_of(tmp_path / "data", f"training.compile={compiled}", "callbacks.validate_every=8",
+            config_of(embedded, "trainer.max_steps=8", f"training.compile={compiled}", "callbacks.validate_every=8",
                       "callbacks.validation_samples=1"), tmp_path / compiled)  # fmt: skip
         assert checkpoint is not None
         results.append(read_checkpoint(checkpoint)["state_dict"])

@@ -39,11 +39,12 @@ class Line(lightning.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=self.rate)
 
 
-def fit(values: list[float], *callbacks: Callback, rate: float = 0.1) -> Line:
+def fit(values: list[float], *callbacks: Callback, rate: float = 0.1, accumulate: int = 1) -> Line:
     batches = [{"index": torch.tensor([i]), "x": torch.full((3,), v), "prompt": ["a"]} for i, v in enumerate(values)]
     line = Line(rate)
     trainer = lightning.Trainer(
-        max_steps=len(values), accelerator="cpu", callbacks=list(callbacks), logger=False, gradient_clip_val=1.0,
+        max_steps=len(values) // accumulate, accelerator="cpu", callbacks=list(callbacks), logger=False,
+        gradient_clip_val=1.0, accumulate_grad_batches=accumulate,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(line, DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
@@ -68,6 +69,15 @@ def test_several_in_a_row_stop_the_run_and_keep_the_batch(tmp_path: Path) -> Non
     assert torch.isnan(batch["x"]).all() and batch["index"].tolist() == [3]
 
 
+def test_every_micro_batch_of_the_step_is_kept(tmp_path: Path) -> None:
+    """The first one is the one that is no number."""
+    with pytest.raises(UserError, match="2 steps in a row"):
+        fit([1.0, 1.0, *[float("nan"), 1.0, 2.0] * 2], FiniteGradients(2, tmp_path), accumulate=2)
+    kept = {path.name: load_file(path) for path in (tmp_path / "faults").iterdir()}
+    assert sorted(kept) == ["batch-step3-rank0-0.safetensors", "batch-step3-rank0-1.safetensors"]
+    assert [batch["index"].tolist() for _, batch in sorted(kept.items())] == [[4], [5]]
+
+
 def test_spikes_are_noted_with_their_samples(tmp_path: Path) -> None:
     values = [1.0 + 0.01 * (i % 5) for i in range(80)]
     values[70] = 50.0
@@ -76,6 +86,19 @@ def test_spikes_are_noted_with_their_samples(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["71"] and rows[0]["samples"] == "70"
     assert float(rows[0]["loss"]) > 100 * float(rows[0]["typical_loss"])
+
+
+def test_a_spike_of_several_micro_batches_has_the_loss_and_the_samples_of_its_step(tmp_path: Path) -> None:
+    """As without accumulation, in one batch of four samples."""
+    values = [1.0 + 0.01 * (i % 5) for i in range(240)]
+    values[241 - 24] = 50.0  # the second of the four micro-batches of step 55
+    line = fit(values, LossSpikes(tmp_path), rate=0.0, accumulate=4)
+    with (tmp_path / "spikes.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["step"] == "55" and row["samples"] == "216 217 218 219"
+    of_step = [value**2 for value in values[216:220]]
+    assert float(row["loss"]) == pytest.approx(sum(of_step) / 4, rel=1e-6)
+    assert float(row["typical_loss"]) == pytest.approx(1.04, abs=0.03) and line.weight.tolist() == [1, 1, 1]
 
 
 def test_a_calm_run_notes_nothing(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, OmegaConf
-from tiny_checkpoint import TINY, compose_verb
+from omegaconf import OmegaConf
+from tiny_training import config_of, rows_of
 from torch import nn
 from torch.utils.data import DataLoader
 
-from dit4sr.data.prepare import ensure_embedded
 from dit4sr.errors import UserError
 from dit4sr.models.flops import TrainingFlops, step_flops
+from dit4sr.training import utilisation
 from dit4sr.training.callbacks import speed_in_words
 from dit4sr.training.monitoring import Monitor
 from dit4sr.training.run import train
@@ -29,36 +29,20 @@ from dit4sr.training.utilisation import check_peak, measured_peak, peak_flops
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    ensure_embedded(folder)
-    return folder
-
-
-def config_of(data: Path, *overrides: str) -> DictConfig:
-    return compose_verb(
-        "train", *TINY, "backbone.transformer.num_layers=1", "backbone.crop=32", "training.batch_size=4",
-        "data.workers=0", "trainer=cpu", "trainer.max_steps=4", "trainer.log_every_n_steps=2", "callbacks=none",
-        "callbacks.progress=false", "logger=csv", f"paths.data={data}", "out=unused", *overrides,
-    )  # fmt: skip
-
-
-def rows_of(out: Path) -> list[dict[str, str]]:
-    with (out / "metrics.csv").open(newline="") as file:
-        return [row for row in csv.DictReader(file) if row.get("speed/samples_per_second")]
-
-
-def test_mfu_is_flops_over_time_over_peak(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mfu_is_flops_over_time_over_peak(embedded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = config_of(
-        data, "callbacks.progress=true", "trainer.peak_flops=2e9", "training.gradient_checkpointing=true"
+        embedded,
+        "trainer.log_every_n_steps=2",
+        "callbacks.progress=true",
+        "trainer.peak_flops=2e9",
+        "training.gradient_checkpointing=true",
     )
     began = time.perf_counter()
     train(config, tmp_path)
     took = time.perf_counter() - began
     plain: Any = OmegaConf.to_container(config, resolve=True)
     counted = step_flops(plain["model"], plain["backbone"], 32 // 4, checkpointing=True)
-    rows = rows_of(tmp_path)
+    rows = rows_of(tmp_path, "speed/samples_per_second")
     assert [row["step"] for row in rows] == ["2", "4"]
     for row in rows:
         samples_per_second = float(row["speed/samples_per_second"])
@@ -72,14 +56,14 @@ def test_mfu_is_flops_over_time_over_peak(data: Path, tmp_path: Path, capsys: py
     assert f"MFU {100 * float(rows[-1]['train/mfu']):.1f} %" in shown and "data wait" in shown
 
 
-def test_without_a_peak_there_is_no_mfu(data: Path, tmp_path: Path) -> None:
-    train(config_of(data, "trainer.peak_flops=null", "trainer.max_steps=2"), tmp_path)
-    assert not any(row.get("train/mfu") for row in rows_of(tmp_path))
+def test_without_a_peak_there_is_no_mfu(embedded: Path, tmp_path: Path) -> None:
+    train(config_of(embedded, "trainer.peak_flops=null", "trainer.max_steps=2"), tmp_path)
+    assert not any(row.get("train/mfu") for row in rows_of(tmp_path, "speed/samples_per_second"))
 
 
-def test_the_peak_of_this_machine_is_measured(data: Path, tmp_path: Path) -> None:
-    train(config_of(data, "trainer.max_steps=2"), tmp_path)
-    (row,) = rows_of(tmp_path)
+def test_the_peak_of_this_machine_is_measured(embedded: Path, tmp_path: Path) -> None:
+    train(config_of(embedded, "trainer.max_steps=2", "trainer.log_every_n_steps=2"), tmp_path)
+    (row,) = rows_of(tmp_path, "speed/samples_per_second")
     assert 0 < float(row["train/mfu"]) < 1
 
 
@@ -89,9 +73,9 @@ def test_a_peak_that_is_none_is_refused(asked: Any) -> None:
         check_peak(asked)
 
 
-def test_a_peak_that_is_none_is_refused_before_training(data: Path, tmp_path: Path) -> None:
+def test_a_peak_that_is_none_is_refused_before_training(embedded: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"trainer\.peak_flops=fast"):
-        train(config_of(data, "trainer.peak_flops=fast"), tmp_path)
+        train(config_of(embedded, "trainer.peak_flops=fast"), tmp_path)
     assert not (tmp_path / "metrics.csv").exists()
 
 
@@ -100,6 +84,27 @@ def test_measuring_leaves_the_random_state_alone() -> None:
     assert measured_peak.__wrapped__(CPU, torch.float32, 64, 2) > 0
     assert torch.equal(torch.get_rng_state(), state)
     assert peak_flops(CPU, "32-true", "790e12") == 790e12 and peak_flops(CPU, "32-true", None) is None
+
+
+def test_the_processes_of_a_machine_share_its_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread each: together no more of them than there are cores."""
+    asked: list[int | None] = []
+    monkeypatch.setattr(utilisation, "measured_peak", lambda *_, threads: asked.append(threads) or 1e9)
+    cores, own = len(os.sched_getaffinity(0)), torch.get_num_threads()
+    for processes in (1, 2, 10**6):
+        assert peak_flops(CPU, "32-true", "auto", processes) == 1e9
+    assert asked == [own, max(own, min(2 * own, cores)), max(own, cores)]
+
+
+@pytest.mark.parametrize(("nodes", "ranks", "utilisation_of"), [(1, 1, 10.0), (1, 4, 10.0), (3, 12, 30.0)])
+def test_the_peak_of_the_cpus_is_one_a_machine(
+    nodes: int, ranks: int, utilisation_of: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lightning.Trainer, "world_size", ranks)
+    monkeypatch.setattr(lightning.Trainer, "num_nodes", nodes)
+    monitor = Monitor(tmp_path, 1, 2, lambda: TrainingFlops(1, 2, 3), lambda device: 10.0)
+    for _, metrics in fit(monitor):
+        assert metrics["train/mfu"] == pytest.approx(6 * metrics["speed/samples_per_second"] / utilisation_of)
 
 
 class Recorder(Logger):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from dit4sr.sharded_files import (
     write_shard,
 )
 from dit4sr.training.checkpoint_files import newest_valid, publish, remove, remove_partial, step_file, step_files
+from dit4sr.training.checkpoint_io import write_checkpoint as save_checkpoint
 
 
 def write_sharded(folder: Path, checkpoint: dict[str, Any], ranks: int) -> Path:
@@ -122,6 +125,58 @@ def test_names_appear_whole_and_old_ones_go(tmp_path: Path) -> None:
     assert damage(tmp_path / "best.ckpt") is None
     remove(tmp_path / "step-000000002.ckpt")
     assert newest_valid(tmp_path) == step_file(tmp_path, 3)
+
+
+@pytest.mark.parametrize("new", ["a file", "a folder"])
+@pytest.mark.parametrize("old", ["a file", "a folder"])
+@pytest.mark.parametrize("moment", range(6))
+def test_killed_while_another_of_the_same_step_takes_its_place(moment: int, old: str, new: str, tmp_path: Path) -> None:
+    """Before each rename or removal in turn: the old or the new one is there, whole."""
+    path = step_file(tmp_path, 1)
+    before, after = {**content(), "global_step": 1, "ema": {}}, {**content(), "global_step": 1}
+
+    def write(checkpoint: dict[str, Any], kind: str) -> None:
+        if kind == "a file":
+            save_checkpoint(checkpoint, path)
+        else:
+            publish(write_sharded(tmp_path / ".step-000000001.0123456789ab.ckpt", checkpoint, 2), path)
+
+    write(before, old)
+    process = multiprocessing.get_context("fork").Process(target=killed_at, args=(moment, write, after, new))
+    process.start()
+    process.join()
+    found = newest_valid(tmp_path)
+    assert found is not None
+    if process.exitcode == 0:
+        assert found == path and [p.name for p in tmp_path.iterdir()] == [path.name]
+    else:
+        assert process.exitcode == 9
+    for _ in range(2):  # what a next run finds, and what it leaves
+        assert (found := newest_valid(tmp_path)) is not None
+        read = read_checkpoint(found)
+        assert equal(read["ema"], before["ema"]) or equal(read["ema"], after["ema"])
+        remove_partial(tmp_path)
+    write(after, new)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name] and equal(read_checkpoint(path)["ema"], after["ema"])
+
+
+def killed_at(moment: int, write: Any, *arguments: Any) -> None:
+    """In a fork: end as SIGKILL does, before this rename or removal."""
+    left = [moment]
+
+    def counted(function: Any) -> Any:
+        def call(*given: Any, **named: Any) -> Any:
+            if left[0] == 0:
+                os._exit(9)
+            left[0] -= 1
+            return function(*given, **named)
+
+        return call
+
+    for module, name in ((os, "rename"), (os, "replace"), (os, "unlink"), (shutil, "rmtree")):
+        setattr(module, name, counted(getattr(module, name)))
+    write(*arguments)
+    os._exit(0)
 
 
 def test_a_network_is_built_from_either_kind(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def test_a_finished_job_is_kept_and_another_config_is_refused(
 def test_a_job_ends_with_its_sweep(tmp_path: Path) -> None:
     """Killed without warning, a sweep leaves no job behind."""
     program = (
-        "import time\nfrom dit4sr.studies.sweep_job import ends_with_its_sweep\n"
+        "import time\nfrom dit4sr.studies.sweep_process import ends_with_its_sweep\n"
         "with ends_with_its_sweep():\n    print('ready', flush=True)\n    time.sleep(100)"
     )
     parent = (

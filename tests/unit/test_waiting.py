@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import traceback
 from pathlib import Path
 from typing import Any
@@ -12,35 +14,22 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 from safetensors.torch import load_file
-from tiny_checkpoint import TINY, compose_verb
+from tiny_training import config_of, rows_of
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 import dit4sr.training.run as training_run
-from dit4sr.data.prepare import ensure_embedded
 from dit4sr.data.transfer import batch_to_device
-from dit4sr.errors import UserError
+from dit4sr.errors import Preempted, UserError
 from dit4sr.training import optimizers, trainer
 from dit4sr.training.guards import FiniteGradients
 from dit4sr.training.late_reads import LateReads
+from dit4sr.training.logging import MetricsCSV
+from dit4sr.training.module import DiT4SRModule
 from dit4sr.training.optimizers import build_optimizer, skips_on_device
 
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    ensure_embedded(folder)
-    return folder
-
-
-def config_of(data: Path, *overrides: str) -> DictConfig:
-    return compose_verb(
-        "train", *TINY, "backbone.transformer.num_layers=1", "backbone.crop=32", "training.batch_size=4",
-        "training.optimizer=adamw", "data.workers=0", "trainer=cpu", "trainer.max_steps=8", "trainer.peak_flops=1e9",
-        "trainer.log_every_n_steps=8", "callbacks=none", "callbacks.progress=false", "logger=csv",
-        f"paths.data={data}", "out=unused", *overrides,
-    )  # fmt: skip
+STEPS = ("training.optimizer=adamw", "trainer.max_steps=8", "trainer.log_every_n_steps=8", "trainer.peak_flops=1e9")
 
 
 class Reads(TorchDispatchMode):
@@ -86,18 +75,20 @@ def _with(made: lightning.Trainer, callback: Callback) -> lightning.Trainer:
     return made
 
 
-def test_no_value_is_read_in_a_step(data: Path, tmp_path: Path, watched: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_value_is_read_in_a_step(
+    embedded: Path, tmp_path: Path, watched: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As on a GPU, AdamW is fused; it runs on the CPU too."""
     monkeypatch.setattr(optimizers, "can_fuse", lambda parameters: True)
     reads = Reads()
-    watched(config_of(data), tmp_path, reads)
+    watched(config_of(embedded, *STEPS), tmp_path, reads)
     assert not reads.places, reads.places[0]
 
 
-def test_the_watch_sees_what_is_read(data: Path, tmp_path: Path, watched: Any) -> None:
+def test_the_watch_sees_what_is_read(embedded: Path, tmp_path: Path, watched: Any) -> None:
     """On the CPU the guard looks at the gradients at once."""
     reads = Reads()
-    watched(config_of(data), tmp_path, reads)
+    watched(config_of(embedded, *STEPS), tmp_path, reads)
     assert len([place for place in reads.places if "guards.py" in place]) == 4
 
 
@@ -110,12 +101,57 @@ class NoWaiting:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_no_step_waits_for_the_gpu(data: Path, tmp_path: Path, watched: Any) -> None:
+def test_no_step_waits_for_the_gpu(embedded: Path, tmp_path: Path, watched: Any) -> None:
     try:
-        watched(config_of(data, "trainer=default", "trainer.accelerator=gpu", "trainer.devices=1",
+        watched(config_of(embedded, *STEPS, "trainer=default", "trainer.accelerator=gpu", "trainer.devices=1",
                           "training.precision=bf16-mixed"), tmp_path, NoWaiting())  # fmt: skip
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.fixture
+def reduced(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """What is averaged over the ranks, for which all of them wait, and after how many steps."""
+    asked: list[tuple[str, int]] = []
+    log = DiT4SRModule.log
+
+    def noted(module: DiT4SRModule, name: str, *arguments: Any, **named: Any) -> None:
+        if named.get("sync_dist"):
+            asked.append((name, module.trainer.global_step))
+        log(module, name, *arguments, **named)
+
+    monkeypatch.setattr(DiT4SRModule, "log", noted)
+    return asked
+
+
+def test_ranks_wait_for_each_other_s_loss_where_it_is_logged(
+    embedded: Path, tmp_path: Path, reduced: list[tuple[str, int]]
+) -> None:
+    losses = {}
+    for every in (1, 3):
+        reduced.clear()
+        config = config_of(
+            embedded, "trainer.max_steps=7", f"trainer.log_every_n_steps={every}", "trainer.micro_batch=2"
+        )
+        training_run.train(config, tmp_path / str(every))
+        assert reduced == [("train/loss", step) for step in range(every, 8, every)]
+        losses[every] = {row["step"]: row["train/loss"] for row in rows_of(tmp_path / str(every), "train/loss")}
+    assert losses[3] == {step: losses[1][step] for step in ("3", "6")}
+
+
+def test_the_step_at_which_a_run_is_stopped_is_logged_with_its_loss(
+    embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stop(Callback):
+        def on_train_batch_start(self, trainer: lightning.Trainer, *args: Any) -> None:
+            if trainer.global_step == 4:
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+    build_trainer = trainer.build_trainer
+    monkeypatch.setattr(trainer, "build_trainer", lambda *args: _with(build_trainer(*args), Stop()))
+    with pytest.raises(Preempted):
+        training_run.train(config_of(embedded, "trainer.max_steps=9", "trainer.log_every_n_steps=3"), tmp_path)
+    assert [row["step"] for row in rows_of(tmp_path, "train/loss")] == ["3", "5"]
 
 
 def test_what_the_host_reads_stays_there() -> None:
@@ -150,11 +186,11 @@ class Line(lightning.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=0.1, fused=True)
 
 
-def fit(values: list[float], guard: FiniteGradients) -> Line:
+def fit(values: list[float], *callbacks: Callback, logger: Any = False) -> Line:
     batches = [{"index": torch.tensor([i]), "x": torch.full((3,), v), "prompt": ["a"]} for i, v in enumerate(values)]
     line = Line()
     made = lightning.Trainer(
-        max_steps=len(values), accelerator="cpu", callbacks=[guard], logger=False, gradient_clip_val=1.0,
+        max_steps=len(values), accelerator="cpu", callbacks=list(callbacks), logger=logger, gradient_clip_val=1.0,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     made.fit(line, DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
@@ -176,6 +212,54 @@ def test_several_in_a_row_stop_the_run_all_the_same(tmp_path: Path) -> None:
         fit([1.0, *[float("nan")] * 5], FiniteGradients(3, tmp_path))
     (path,) = (tmp_path / "faults").iterdir()
     assert path.name == "batch-step4-rank0.safetensors" and load_file(path)["index"].tolist() == [3]
+
+
+class Lags(LateReads[Any]):
+    """A device whose numbers arrive when they are waited for, or two steps later."""
+
+    def add(self, tag: Any, value: torch.Tensor) -> None:
+        super().add(tag, value)
+        self._coming[-1] = (*self._coming[-1][:2], NotYet())  # type: ignore[assignment]
+
+
+class NotYet:
+    def query(self) -> bool:
+        return False
+
+    def synchronize(self) -> None:
+        pass
+
+
+class Saving(Callback):
+    """Asks for the guard's state, as a checkpoint does, after some steps."""
+
+    def __init__(self, guard: FiniteGradients, *steps: int) -> None:
+        self.guard, self.steps, self.heard = guard, steps, dict[int, int]()
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any) -> None:
+        if trainer.global_step in self.steps:
+            self.heard[trainer.global_step] = self.guard.state_dict()["skipped"]
+
+
+@pytest.mark.parametrize("saved_at", [(), (2,), (3,)])
+def test_a_skip_is_logged_whenever_it_is_heard_of(saved_at: tuple[int, ...], tmp_path: Path) -> None:
+    """Late, by a checkpoint that waits for it, or at the end."""
+    guard, nan = FiniteGradients(3, tmp_path), float("nan")
+    guard._reads = Lags()
+    saving = Saving(guard, *saved_at)
+    logger = MetricsCSV(tmp_path / "metrics.csv")
+    fit([1.0, nan, 1.0, 1.0, 1.0, 1.0, nan], guard, saving, logger=logger)
+    logged = [(int(row["step"]), float(row["train/skipped_steps"])) for row in rows_of(tmp_path, "train/skipped_steps")]
+    assert [count for _, count in logged] == [1, 2] and logged[-1][0] == 7
+    assert logged[0][0] == {(): 4, (2,): 3, (3,): 4}[saved_at]
+    assert all(count == 1 for count in saving.heard.values())
+
+
+def test_a_resumed_run_does_not_log_the_skips_of_before(tmp_path: Path) -> None:
+    guard = FiniteGradients(3, tmp_path)
+    guard.load_state_dict({"skipped": 4, "in_a_row": 0})
+    fit([1.0, 1.0], guard, logger=MetricsCSV(tmp_path / "metrics.csv"))
+    assert not (tmp_path / "metrics.csv").exists() or not rows_of(tmp_path, "train/skipped_steps")
 
 
 ADAMW = {"optimizer": "adamw", "learning_rate": 0.1, "betas": [0.9, 0.99], "weight_decay": 0.1}

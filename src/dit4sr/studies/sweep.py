@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from dataclasses import dataclass
@@ -12,8 +13,11 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from dit4sr.errors import UserError
-from dit4sr.studies.sweep_job import EVALUATED, LOG, RECORD, Record, read_record
+from dit4sr.errors import REQUEUE, UserError
+from dit4sr.launching import asked_to_stop, notes, status_of
+from dit4sr.studies.sweep_job import AFTER_TRAINING, CONFIG, EVALUATED, LOG, RECORD, Record, read_record
+from dit4sr.studies.sweep_stop import LOCAL, launcher_of, stop_on_signals
+from dit4sr.training.requeue import leave_on_signals
 
 MODELS = ("dit4sr", "variant_a", "variant_b", "variant_c", "variant_d", "sd3_controlnet")
 """The order in which models are shown; others follow by name."""
@@ -94,18 +98,37 @@ def jobs_of(sweep: Path) -> tuple[list[Job], list[Unfinished]]:
             unfinished.append(Unfinished(folder, record))
         elif (folder / EVALUATED).is_file() and (folder / "config.yaml").is_file():
             summary = json.loads((folder / EVALUATED).read_text(encoding="utf-8"))
-            finished.append(Job(folder, record, OmegaConf.load(folder / "config.yaml"), summary))
+            finished.append(Job(folder, record, config_of(folder), summary))
     return sorted(finished, key=lambda job: (order(job.model), job.seed)), unfinished
+
+
+def config_of(folder: Path) -> Any:
+    """The config.yaml of a job, with what it was evaluated with, which may be newer than the training."""
+    config = OmegaConf.load(folder / "config.yaml")
+    with contextlib.suppress(OSError):
+        own: Any = OmegaConf.load(folder / CONFIG)
+        config.update({name: own[name] for name in AFTER_TRAINING if name in own})
+    return config
 
 
 class SweepSummary(Callback):
     """Hydra callback: after a multirun of ``train``, write what compares the jobs, and list those that failed.
 
-    Exits with status 1 where a job is not finished, also under launchers whose jobs run elsewhere.
+    Exits with status 1 where a job is not finished, also under launchers whose jobs run elsewhere; with REQUEUE where
+    one was told to stop.
     """
 
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if launcher_of(config) in LOCAL:
+            stop_on_signals(Path(config.hydra.sweep.dir))
+
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        sys.exit(finish(Path(config.hydra.sweep.dir)))
+        sweep = Path(config.hydra.sweep.dir)
+        if asked_to_stop(sweep):
+            sys.exit(REQUEUE)  # at once: what compares the jobs is written when they are done
+        leave_on_signals()
+        status = finish(sweep)
+        sys.exit(REQUEUE if status_of(notes(sweep)) == REQUEUE else status)
 
 
 def finish(sweep: Path) -> int:
@@ -130,8 +153,9 @@ def finish(sweep: Path) -> int:
 
 def main(arguments: list[str]) -> int:
     """``python -m dit4sr.studies.sweep <folder>``: write table, picture and page again."""
-    from dit4sr.cli import complain
+    from dit4sr.cli import complain, quieten_libraries
 
+    quieten_libraries()
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print("python -m dit4sr.studies.sweep <sweep's folder>: write its table, picture and page again")
         return 0 if "--help" in arguments or "-h" in arguments else 2

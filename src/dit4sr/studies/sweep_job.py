@@ -7,16 +7,13 @@ memory or start the ranks of a distributed training without touching the other j
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import signal
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dit4sr.errors import REQUEUE, UserError
 from dit4sr.files import write_atomically
+from dit4sr.studies.sweep_process import ends_with_its_sweep, run_process
 
 RECORD, CONFIG, LOG = "job.json", "job.yaml", "log.txt"
 EVALUATED = Path("evaluation") / "summary.json"
@@ -34,8 +32,8 @@ TRAINED = Path("checkpoints") / "last.ckpt"
 WITHOUT_EFFECT = ("out", "resume", "plan", "evaluate", "logger", "callbacks.progress", "paths.outputs", "revision")
 """Settings that do not change what a job finds, so that a sweep continues whatever they are."""
 
-PATIENCE = 60.0
-"""Seconds that a job gets to save itself when its sweep is stopped."""
+AFTER_TRAINING = ("benchmark", "metrics", "sampler")
+"""Settings of the evaluation alone: where that has failed, a job goes on with others and is not trained again."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +108,12 @@ def run(config: DictConfig, explicit: Collection[str] = ()) -> int:
         explicit: not needed.
 
     Returns:
-        0 finished, now or before; 1 failed or interrupted: the record and the log say why.
+        0 finished, now or before; 1 failed: the record and the log say why; REQUEUE told to stop.
     """
     from hydra.core.hydra_config import HydraConfig
+
+    from dit4sr.launching import JobNotes
+    from dit4sr.studies.sweep_stop import left_alone, queue_again, watch_for_the_end
 
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError(
@@ -133,15 +134,28 @@ def run(config: DictConfig, explicit: Collection[str] = ()) -> int:
 
         print_plan(plain)
         return 0
-    return run_job(plain, folder)
+    told = watch_for_the_end(OmegaConf.create({"hydra": HydraConfig.get()}))
+    status = REQUEUE if told() else run_job(plain, folder, told)
+    queue_again()
+    if told() and JobNotes.sweep is None and left_alone():  # a worker whose sweep was killed: nobody asks for more
+        os._exit(status)
+    return status
 
 
-def run_job(config: dict[str, Any], folder: Path) -> int:
-    """Run a job in a process of its own, unless it is finished; see :func:`run`."""
+def run_job(config: dict[str, Any], folder: Path, told: Callable[[], bool] = lambda: False) -> int:
+    """Run a job in a process of its own, unless it is finished; see :func:`run`.
+
+    Args:
+        config: configs/train.yaml, composed and resolved.
+        folder: of the job.
+        told: whether the job is to be stopped; asked several times a second.
+    """
     digest, before = config_hash(config), read_record(folder)
     if before is not None and before.hash != digest and any((folder / "checkpoints").glob("*.ckpt")):
-        print(f"{folder.name}: failed: {other_config(config, folder)}", file=sys.stderr)
-        return 1
+        trained_so = all(name.split(".")[0] in AFTER_TRAINING for name in changes(config, folder))
+        if before.state == "finished" or not trained_so:
+            print(f"{folder.name}: failed: {other_config(config, folder)}", file=sys.stderr)
+            return 1
     if before is not None and before.state == "finished" and has_result(folder, config):
         print(f"{folder.name}: finished before, kept", file=sys.stderr)
         return 0
@@ -154,26 +168,35 @@ def run_job(config: dict[str, Any], folder: Path) -> int:
     began = time.monotonic()
     state, status = "interrupted", REQUEUE
     try:
-        status = run_process(folder)
+        command = [sys.executable, "-m", "dit4sr.studies.sweep_job", str(folder / CONFIG)]
+        status = run_process(command, folder / LOG, told)
         done = status in (0, 1) and has_result(folder, config)  # 1: images of the benchmark were left out
+        if not done and told():
+            status = REQUEUE  # also where it was too slow to save itself, and was ended
         state = "finished" if done else "interrupted" if status in (REQUEUE, 130) else "failed"
     finally:
         reason = "" if state == "finished" else why(folder, status)
         write_record(folder, Record(state, **known, seconds=round(time.monotonic() - began, 1), reason=reason))
     print(f"{folder.name}: {state}" + (f": {reason}" if reason else ""), file=sys.stderr)
-    return 0 if state == "finished" else 1
+    return 0 if state == "finished" else REQUEUE if status == REQUEUE else 1
 
 
-def other_config(config: Mapping[str, Any], folder: Path) -> str:
-    """One line: this folder is another job's, and what differs."""
+def changes(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """Settings in which a config differs from that of a job's folder, flat: name → old and new value."""
     try:
         old = decisive(OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))  # type: ignore[arg-type]
     except OSError:
         old = {}
     new = decisive(config)
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    shown = ", ".join(f"{name} {old.get(name)} → {new.get(name)}" for name in names[:3])
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return {name: f"{old.get(name)} → {new.get(name)}" for name in names}
+
+
+def other_config(config: Mapping[str, Any], folder: Path) -> str:
+    """One line: this folder is another job's, and what differs."""
+    found = changes(config, folder)
+    shown = ", ".join(f"{name} {values}" for name, values in list(found.items())[:3])
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
     return f"{folder} is of a job with another config ({shown}{more}): give another out=<folder>"
 
 
@@ -189,66 +212,6 @@ def why(folder: Path, status: int) -> str:
     return (errors or lines or [f"exit status {status}"])[-1].removeprefix("error: ")[:500]
 
 
-def run_process(folder: Path) -> int:
-    """Start the job's process, show what it prints, and wait for it.
-
-    The process holds the other end of its standard input: when this process ends, however it ends, the job saves
-    itself and stops, as it does on SIGTERM.
-
-    Returns:
-        The exit status, as :class:`subprocess.Popen` has it.
-    """
-    log = folder / LOG
-    shown = log.stat().st_size if log.is_file() else 0
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "dit4sr.studies.sweep_job", str(folder / CONFIG)],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        with log.open("rb") as written:
-            written.seek(shown)
-            while True:
-                status = process.poll()
-                sys.stderr.write(written.read().decode("utf-8", errors="replace"))
-                sys.stderr.flush()
-                if status is not None:
-                    return status
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(0.3)
-    finally:
-        if process.stdin is not None:
-            process.stdin.close()
-        if process.poll() is None:
-            try:
-                process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-@contextlib.contextmanager
-def ends_with_its_sweep() -> Iterator[None]:
-    """Send this process SIGTERM when its standard input ends, or when SLURM warns it by SIGUSR2."""
-
-    def wait_for_the_end() -> None:
-        with contextlib.suppress(OSError):
-            while os.read(0, 4096):
-                pass
-        if not left.is_set():
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    left = threading.Event()
-    signal.signal(signal.SIGUSR2, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    threading.Thread(target=wait_for_the_end, daemon=True).start()
-    try:
-        yield
-    finally:
-        left.set()
-
-
 def main(arguments: list[str]) -> int:
     """The job's process: train, and evaluate, as its config file says.
 
@@ -256,7 +219,9 @@ def main(arguments: list[str]) -> int:
         As the verb ``train`` does.
     """
     from dit4sr.cli import complain, quieten_libraries
+    from dit4sr.training.requeue import leave_on_signals
 
+    leave_on_signals()
     quieten_libraries()
     try:
         from dit4sr.training.run import run as train

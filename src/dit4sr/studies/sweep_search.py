@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dit4sr.errors import UserError
+from dit4sr.errors import REQUEUE, UserError
 from dit4sr.studies.command import compose_verb, make_folder, outputs_folder, read_settings, setting, write_csv
 from dit4sr.studies.sweep_job import EVALUATED, LOG, run_job
+from dit4sr.studies.sweep_stop import heed_signals, told_to_stop
 
 
 @dataclass
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line.
 
     Returns:
-        0 done; 1 where a trial failed (it is listed); 2 for a wrong setting.
+        0 done; 1 where a trial failed (it is listed); 2 for a wrong setting; REQUEUE told to stop, the trial is saved.
     """
     from omegaconf.errors import OmegaConfBaseException
 
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\nand every setting of train.py")
         return 0
     quieten_libraries()
+    heed_signals()
     try:
         own = dict(a.split("=", 1) for a in arguments if a.split("=")[0] in ("hparams_search", "trials", "out"))
         others = [a for a in arguments if a.split("=")[0] not in ("hparams_search", "trials", "out")]
@@ -104,7 +106,7 @@ def suggest(trial: Any, space: Mapping[str, Mapping[str, Any]]) -> dict[str, Any
 
 
 def run_search(search: Mapping[str, Any], trials: int, out: Path, overrides: Sequence[str]) -> int:
-    """Run trials until so many are finished; write trials.csv and best.json."""
+    """Run trials until so many are finished, or this process is told to stop; write trials.csv."""
     try:
         import optuna
         from optuna.storages import JournalStorage
@@ -124,6 +126,8 @@ def run_search(search: Mapping[str, Any], trials: int, out: Path, overrides: Seq
         study.tell(stopped.number, state=TrialState.FAIL)
     failed: list[Path] = []
     while (done := len(study.get_trials(states=[TrialState.COMPLETE]))) < trials and len(failed) < trials:
+        if told_to_stop():
+            return REQUEUE
         # Another seed for each trial, the same in every call: a sampler begins anew when a search goes on.
         seed = len(study.get_trials(deepcopy=False))
         kinds = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
@@ -138,7 +142,10 @@ def run_search(search: Mapping[str, Any], trials: int, out: Path, overrides: Seq
         own = [f"{name}={value}" for name, value in values.items()]
         config, _ = compose_verb("train", (), [*search["overrides"], *overrides, *own, "evaluate=true"])
         config["out"] = str(folder)
-        value = result(folder, search["metric"]) if run_job(config, folder) == 0 else None
+        status = run_job(config, folder, told_to_stop)
+        if status == REQUEUE or (status != 0 and told_to_stop()):
+            return REQUEUE  # the trial stays a running one, with which the next call begins
+        value = result(folder, search["metric"]) if status == 0 else None
         if value is None:
             study.tell(trial, state=TrialState.FAIL)
             failed.append(folder)

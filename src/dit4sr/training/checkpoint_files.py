@@ -21,7 +21,9 @@ from dit4sr.files import flush, write_atomically
 LAST, BEST = "last.ckpt", "best.ckpt"
 UNNAMED_BEST = re.compile(r"\.?best-[0-9a-f]{12}(\.[0-9a-f]{12})?\.ckpt")
 """Folders that best.ckpt is, was or was to be a link to."""
-STEP_FILE = re.compile(r"step-(\d+)\.ckpt")
+STEP_FILE = re.compile(r"step-(\d+)(\.replaced)?\.ckpt")
+REPLACED = ".replaced"
+"""Part of the name of a checkpoint while another of the same step takes its place."""
 
 
 def step_file(folder: Path, step: int) -> Path:
@@ -30,9 +32,13 @@ def step_file(folder: Path, step: int) -> Path:
 
 
 def step_files(folder: Path) -> list[Path]:
-    """The checkpoints of steps, the newest first."""
-    found = [(int(match[1]), path) for path in folder.glob("step-*.ckpt") if (match := STEP_FILE.fullmatch(path.name))]
-    return [path for _, path in sorted(found, reverse=True)]
+    """The checkpoints of steps, the newest first; one that another has replaced, if it is still there, behind that."""
+    found = [
+        (int(match[1]), match[2] is None, path)
+        for path in folder.glob("step-*.ckpt")
+        if (match := STEP_FILE.fullmatch(path.name))
+    ]
+    return [path for *_, path in sorted(found, reverse=True)]
 
 
 def damage(path: Path) -> str | None:
@@ -92,6 +98,21 @@ def remove(path: Path) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
 
 
+def put_in_place(whole: Path, path: Path) -> None:
+    """Rename a checkpoint that is on the disk; what has the name, file or folder, is removed after that.
+
+    A folder cannot be replaced in one operation. It stays under a name by which it is found, so that a process that is
+    killed at any moment leaves one of the two.
+    """
+    old = path.with_name(f"{path.stem}{REPLACED}{path.suffix}")
+    if path.exists() and (path.is_dir() or whole.is_dir()) and not path.is_symlink():
+        remove(old)
+        path.rename(old)
+    os.replace(whole, path)
+    flush(path.parent)
+    remove(old)
+
+
 def publish(partial: Path, path: Path, *, alias: Path | None = None, keep: int = 0) -> None:
     """Give a folder that is whole and on the disk its name.
 
@@ -102,8 +123,7 @@ def publish(partial: Path, path: Path, *, alias: Path | None = None, keep: int =
         keep: see :func:`dit4sr.training.checkpoint_io.write_checkpoint`.
     """
     named = path.with_name(f"best-{uuid.uuid4().hex[:12]}.ckpt") if path.name == BEST else path
-    remove(named)
-    partial.rename(named)
+    put_in_place(partial, named)
     for link in (alias, path if named != path else None):
         if link is not None:
             with write_atomically(link) as temporary:

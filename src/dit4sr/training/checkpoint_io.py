@@ -14,9 +14,9 @@ from lightning.fabric.plugins import CheckpointIO
 from torch.utils._pytree import tree_map_only
 
 from dit4sr.errors import UserError
-from dit4sr.files import write_atomically
+from dit4sr.files import flush, unfinished, write_atomically
 from dit4sr.sharded_files import read_sharded
-from dit4sr.training.checkpoint_files import newest_valid, remove, step_files
+from dit4sr.training.checkpoint_files import newest_valid, put_in_place, remove, step_files
 
 
 def write_checkpoint(checkpoint: Mapping[str, Any], path: Path, *, alias: Path | None = None, keep: int = 0) -> None:
@@ -32,10 +32,11 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path, *, alias: Path |
         UserError: it cannot be written; what was there before is untouched.
     """
     try:
-        if path.is_dir() and not path.is_symlink():  # of a sharded run that went on as a single process
-            remove(path)
-        with write_atomically(path, durable=True) as temporary, temporary.open("wb") as file:
-            torch.save(checkpoint, file)
+        with unfinished(path) as partial:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+            flush(partial)
+            put_in_place(partial, path)  # which a sharded run, gone on with by a single process, may have made a folder
         if alias is not None:
             with write_atomically(alias) as temporary:
                 try:

@@ -23,9 +23,9 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy, Strategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
-from dit4sr.errors import REQUEUE, RankLost, UserError
+from dit4sr.errors import REQUEUE, Preempted, RankLost, UserError
 from dit4sr.training.memory import advice
-from dit4sr.training.requeue import LAUNCHER
+from dit4sr.training.requeue import LAUNCHER, LEFT, end_with, say_nothing_is_lost
 
 STRATEGIES = ("auto", "ddp", "fsdp")
 
@@ -145,7 +145,9 @@ class RankLauncher(_SubprocessScriptLauncher):
 
 
 def watch_children(processes: list[subprocess.Popen[bytes]], grace: float = 5.0) -> None:
-    """End the run with a message when a process of it has died; run in a thread of the first process.
+    """End the run with a message when a process of it has died, or has left because it was told to stop.
+
+    Run in a thread of the first process.
 
     Args:
         processes: the others.
@@ -156,19 +158,25 @@ def watch_children(processes: list[subprocess.Popen[bytes]], grace: float = 5.0)
         codes = [process.poll() for process in processes]
         if all(code in (0, REQUEUE) for code in codes):
             return
-        if dead := first_dead(processes):
+        left, dead = LEFT in codes, first_dead(processes)
+        if left or dead:
             time.sleep(grace)
-            print(f"error: {dead}", file=sys.stderr, flush=True)
+            left = left or LEFT in [process.poll() for process in processes]
             for process in processes:
                 process.kill()
-            os._exit(1)  # this thread is not the one that hangs in a collective operation
+            # This thread is not the one that hangs in a collective operation.
+            if left:
+                say_nothing_is_lost("a process of the run was")
+                end_with(REQUEUE)
+            print(f"error: {dead}", file=sys.stderr, flush=True)
+            os._exit(1)
 
 
 def first_dead(processes: list[subprocess.Popen[bytes]]) -> str | None:
     """What to say of the first of these processes that has ended badly; None where none has."""
     for rank, process in enumerate(processes, start=1):
         code = process.poll()
-        if code is not None and code not in (0, REQUEUE):
+        if code is not None and code not in (0, REQUEUE, LEFT):
             how = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
             return (
                 f"process {process.pid} (rank {rank} of this machine) ended {how}: the run is stopped; the same "
@@ -178,12 +186,16 @@ def first_dead(processes: list[subprocess.Popen[bytes]]) -> str | None:
 
 
 @contextmanager
-def explained(strategy: Any) -> Iterator[None]:
+def explained(trainer: Any) -> Iterator[None]:
     """Within the block, the end of a process that this one depends on becomes a line that says so.
+
+    Args:
+        trainer: Lightning's.
 
     Raises:
         UserError: the device's memory is too small.
         RankLost: another process has ended or is out of reach.
+        Preempted: the same, and this one or that one was told to stop: others of the run were sooner.
     """
     try:
         yield
@@ -192,14 +204,21 @@ def explained(strategy: Any) -> Iterator[None]:
     except RuntimeError as error:
         if not isinstance(error, torch.distributed.DistError) and not any(n in str(error) for n in ("gloo", "NCCL")):
             raise
-        processes = getattr(getattr(strategy, "launcher", None), "procs", [])
+        processes = getattr(getattr(trainer.strategy, "launcher", None), "procs", [])
         if processes:
             time.sleep(0.5)  # a process that has closed its connections ends a little later
-        for process in processes:
-            process.poll()
+        left = LEFT in [process.poll() for process in processes]
         dead = first_dead(processes)
         for process in processes:
             process.kill()
+        if left or any(getattr(callback, "received", None) is not None for callback in trainer.callbacks):
+            if LAUNCHER not in os.environ:
+                print(
+                    "told to stop, and another process of the run has ended already: the same command goes on from the "
+                    "last checkpoint, if there is one",
+                    file=sys.stderr,
+                )
+            raise Preempted from error
         raise RankLost(
             dead
             or f"another process of the run has ended or is out of reach ({str(error).splitlines()[0][:200]}): "

@@ -1,10 +1,25 @@
-"""Evaluating a run's checkpoint right after training, as ``python evaluate.py`` would."""
+"""Evaluating a run's checkpoint right after training, as ``python evaluate.py`` would; looked at before it begins."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+
+
+def check_benchmark(config: DictConfig) -> None:
+    """Refuse a benchmark that is not there or not whole, rather than after hours of training.
+
+    One that will be made or fetched first is not looked at.
+
+    Raises:
+        UserError: as the evaluation would.
+    """
+    from dit4sr.evaluation.benchmarks import load_benchmark
+
+    benchmark = config.benchmark
+    if not benchmark.download and (benchmark.name != "demo" or Path(benchmark.lq).is_dir()):
+        load_benchmark(OmegaConf.to_container(benchmark, resolve=True), fixed_prompt="")  # type: ignore[arg-type]
 
 
 def evaluate_checkpoint(config: DictConfig, checkpoint: Path, out: Path) -> int:

@@ -7,7 +7,8 @@ import os
 import socket
 import sys
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from dit4sr.files import write_atomically
+from dit4sr.helper_processes import deaf_to_signals
 from dit4sr.provenance import git_revision
 from dit4sr.training.checkpoint_files import BEST, LAST
 
@@ -133,6 +135,7 @@ class WandbSteps(WandbLogger):
     def __init__(self, folder: Path, *, log_model: bool, **arguments: Any) -> None:
         super().__init__(save_dir=folder, **arguments)
         self.folder, self.keep_checkpoints = folder, log_model
+        self._lost = False
 
     @property
     @rank_zero_experiment
@@ -141,7 +144,8 @@ class WandbSteps(WandbLogger):
         import wandb
 
         if self._experiment is None:
-            self._experiment = wandb.init(**self._wandb_init)
+            with deaf_to_signals():
+                self._experiment = wandb.init(**self._wandb_init)
             self._experiment.define_metric("step")
             self._experiment.define_metric("*", step_metric="step", step_sync=True)
         return self._experiment
@@ -149,10 +153,31 @@ class WandbSteps(WandbLogger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         named = {name: value for name, value in metrics.items() if name != "epoch"}
-        self.experiment.log(named if step is None else {**named, "step": step})
+        experiment = self.experiment
+        with self.dispensable():
+            experiment.log(named if step is None else {**named, "step": step})
+
+    @rank_zero_only
+    def log_image(self, *args: Any, **kwargs: Any) -> None:
+        with self.dispensable():
+            super().log_image(*args, **kwargs)
+
+    @contextmanager
+    def dispensable(self) -> Iterator[None]:
+        """Within the block an error of W&B's is told of once: what is logged is not worth the run."""
+        try:
+            yield
+        except Exception as error:  # wandb's own, asyncio's, the network's
+            if not self._lost:
+                warn(f"W&B logs no more ({type(error).__name__}: {error}): metrics.csv goes on")
+            self._lost = True
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
+        with self.dispensable():
+            self._keep_checkpoints(status)
+
+    def _keep_checkpoints(self, status: str) -> None:
         if self._experiment is None or not self.keep_checkpoints or status != "success":
             return
         import wandb
@@ -167,6 +192,21 @@ class WandbSteps(WandbLogger):
             else:
                 artifact.add_file(str(file), name=file.name)
         self._experiment.log_artifact(artifact, aliases=["latest"])
+
+
+def warn(line: str) -> None:
+    """Tell of something that training goes on after."""
+    print(f"warning: {' '.join(line.split())}", file=sys.stderr)
+
+
+def close_wandb() -> None:
+    """End the W&B run, so that the next job of a sweep begins its own."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        try:
+            wandb.finish()
+        except Exception as error:  # its writer has ended, for one
+            warn(f"the W&B run could not be closed ({type(error).__name__}: {error}); metrics.csv is whole")
 
 
 def wandb_logger(

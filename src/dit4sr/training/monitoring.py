@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 
 from dit4sr.files import write_atomically
 from dit4sr.models.flops import TrainingFlops
+from dit4sr.training.step_loss import StepLoss
 
 
 class Monitor(Callback):
@@ -25,7 +26,8 @@ class Monitor(Callback):
     whole.
 
     ``train/mfu`` is FLOPs that the steps needed / (seconds × peak FLOP/s of all devices); ``train/hfu``, with gradient
-    checkpointing, counts what is computed twice.
+    checkpointing, counts what is computed twice. A GPU is a device, and so is the CPU of a machine, which all processes
+    there share.
 
     Args:
         folder: of the run.
@@ -56,6 +58,8 @@ class Monitor(Callback):
         self._flops: TrainingFlops | None = None
         self._peak: float | None = None
         self._beat = float("-inf")
+        self._step_loss = StepLoss()
+        self._loss: torch.Tensor | None = None
         self._clear(0)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -64,6 +68,7 @@ class Monitor(Callback):
             self._flops = self.flops() if self._peak else None
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
+        self._step_loss.begin(trainer)
         self._clear(trainer.global_step)
 
     def _clear(self, step: int) -> None:
@@ -78,13 +83,13 @@ class Monitor(Callback):
     ) -> None:
         now = self._batch_ended = time.perf_counter()
         steps = trainer.global_step - self._step
-        if steps >= self.every:
-            # Lightning has divided the loss by the accumulation.
-            loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
-            self._log(trainer, pl_module, steps, loss)  # read: until the device is done
-        if trainer.is_global_zero and now - self._beat >= self.beat_seconds:
+        loss = self._step_loss.add(trainer, outputs)
+        self._loss = self._loss if loss is None else loss
+        if steps >= self.every and loss is not None:
+            self._log(trainer, pl_module, steps, float(loss))  # read: until the device is done
+        if trainer.is_global_zero and self._loss is not None and now - self._beat >= self.beat_seconds:
             self._beat = now
-            self._write(trainer, **self.latest, loss=float(outputs["loss"]) * trainer.accumulate_grad_batches)
+            self._write(trainer, **self.latest, loss=float(self._loss))
 
     def _log(self, trainer: lightning.Trainer, module: lightning.LightningModule, steps: int, loss: float) -> None:
         whole = time.perf_counter() - self._interval_began
@@ -97,7 +102,8 @@ class Monitor(Callback):
         if module.device.type == "cuda":
             metrics["speed/memory_gib"] = torch.cuda.max_memory_allocated(module.device) / 2**30
         if self._flops and self._peak:
-            samples_at_peak = metrics["speed/samples_per_second"] / (self._peak * trainer.world_size)
+            devices = trainer.num_nodes if module.device.type == "cpu" else trainer.world_size
+            samples_at_peak = metrics["speed/samples_per_second"] / (self._peak * devices)
             metrics["train/mfu"] = self._flops.model * samples_at_peak
             if self._flops.recomputed:
                 metrics["train/hfu"] = self._flops.hardware * samples_at_peak

@@ -11,14 +11,16 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import Callback
 
-from dit4sr.training.requeue import SIGNALS, leave
+from dit4sr.helper_processes import SIGNALS
+from dit4sr.training.requeue import leave
 
 
 class StopOnSignal(Callback):
     """On SIGTERM or SIGUSR1 finish the step, save, and stop.
 
     Ranks must stop after the same step, so with several of them they agree on it every ``every`` steps: asking at
-    each step would cost a synchronisation.
+    each step would cost a synchronisation. For the same reason one of several leaves at once only before its first
+    backward pass: until then no other one can have done a step, since each needs the gradients of all.
 
     Args:
         save: called with the trainer to save a checkpoint.
@@ -35,19 +37,23 @@ class StopOnSignal(Callback):
         self._step = 0
         self._trainer: lightning.Trainer | None = None
         self._began_at = 0
+        self._bound = False
         self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._step = self._began_at = trainer.global_step
-        self._trainer = trainer
+        self._trainer, self._bound = trainer, False
         # Not earlier: Lightning sets a handler of SIGTERM of its own, which ends the run without saving.
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
     def _receive(self, number: int, frame: Any) -> None:
-        if self._trainer is not None and self._trainer.global_step == self._began_at:
+        if self._trainer is not None and self._trainer.global_step == self._began_at and not self._bound:
             leave(number, frame)
         self.received = number
+
+    def on_before_backward(self, trainer: lightning.Trainer, *args: Any) -> None:
+        self._bound = trainer.world_size > 1
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any) -> None:
         if trainer.global_step == self._step:  # in the middle of an accumulation

@@ -16,8 +16,11 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from dit4sr.errors import REQUEUE
+from dit4sr.helper_processes import SIGNALS
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+LEFT = 76
+"""Exit status of a process that another of the run had started (:data:`LAUNCHER`) and that has left before the first
+step, for that one to read: it then ends with REQUEUE, as if it had been told first."""
 
 LAUNCHER = "DIT4SR_LAUNCHER"
 """Tells a process which process started it, where no launcher did (see :mod:`dit4sr.training.distributed`)."""
@@ -28,17 +31,24 @@ def leave(number: int, frame: Any) -> None:
     if parent := os.environ.get(LAUNCHER):
         with suppress(ProcessLookupError):  # it was told, too, and has gone
             os.kill(int(parent), number)  # all end, or the others would wait for this one
-    else:
-        said = (
-            f"told to stop ({signal.Signals(number).name}) while no step was under way: nothing is lost; the same "
-            "command starts it again\n"
-        )
-        with suppress(OSError):
-            os.write(2, said.encode())  # print may be what the signal interrupted
+        end_with(LEFT)
+    say_nothing_is_lost(signal.Signals(number).name)
+    end_with(REQUEUE)
+
+
+def say_nothing_is_lost(told: str) -> None:
+    """One line on standard error, by a call that a signal's handler may make."""
+    said = f"told to stop ({told}) while no step was under way: nothing is lost; the same command starts it again\n"
+    with suppress(OSError):
+        os.write(2, said.encode())  # print may be what the signal interrupted
+
+
+def end_with(status: int) -> None:
+    """End this process now."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(RuntimeError, ValueError, OSError):  # interrupted itself, or closed
             stream.flush()
-    os._exit(REQUEUE)  # unwinding would wait for weights that are being read, and for other processes
+    os._exit(status)  # unwinding would wait for weights that are being read, and for other processes
 
 
 def leave_on_signals() -> dict[int, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ STREAM = ("seed", "data.batch_size", "data.lanes", "data.order", "data.shuffle_b
 FIXED = ("training.optimizer",)
 """What the saved state is of."""
 
-PLACES = ("data.shards", "data.lq", "data.hq")
+PLACES = re.compile(r"data\.(shards|lq|hq|sources\[\d+\]\.shards)")
 """Where the data lies: it may have been moved."""
 
 FREE = (
@@ -75,7 +76,8 @@ def check_same_run(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, An
     if fixed := [changed[n] for n in FIXED if n in changed]:
         raise UserError(f"{path} cannot go on with another optimiser ({'; '.join(fixed)}): give another out=<folder>")
     stream = [changed[n] for n in STREAM if n in changed]
-    recipe = [line for n, line in changed.items() if n in ours and n in theirs and n not in (*STREAM, *PLACES)]
+    recipe = [line for n, line in changed.items() if n in ours and n in theirs and n not in STREAM
+              and not PLACES.fullmatch(n)]  # fmt: skip
     if (stream or recipe) and not allow:
         what = "on another stream of samples" if stream else "with another recipe"
         raise UserError(
@@ -93,6 +95,9 @@ def check_same_run(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, An
 def _flat(name: str, value: Any) -> list[tuple[str, Any]]:
     if isinstance(value, Mapping):
         return [pair for key, inner in value.items() for pair in _flat(f"{name}.{key}", inner)]
+    if isinstance(value, Sequence) and any(isinstance(inner, Mapping) for inner in value):
+        parts = [pair for number, inner in enumerate(value) for pair in _flat(f"{name}[{number}]", inner)]
+        return [(name, len(value)), *parts]
     return [(name, list(value) if isinstance(value, tuple) else value)]
 
 

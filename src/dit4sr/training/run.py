@@ -115,6 +115,7 @@ def fit(config: DictConfig, out: Path, resume: Path | None) -> Path | None:
     from dit4sr.prompts import PromptSettings, build_text_encoder
     from dit4sr.provenance import write_run_config
     from dit4sr.training.distributed import explained, watch_parent
+    from dit4sr.training.logging import close_wandb
     from dit4sr.training.memory import MemoryReport, held, micro_batch, predict, weights_of
     from dit4sr.training.module import DiT4SRModule
     from dit4sr.training.new_recipe import NewRecipe
@@ -196,7 +197,7 @@ def fit(config: DictConfig, out: Path, resume: Path | None) -> Path | None:
     trainer.callbacks.append(MemoryReport(prediction))  # type: ignore[attr-defined]
     if new_recipe:
         trainer.callbacks.append(NewRecipe())  # type: ignore[attr-defined]
-    with explained(trainer.strategy):
+    with explained(trainer):
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
@@ -235,13 +236,6 @@ def base_dtype(backbone: Mapping[str, Any], precision: str) -> torch.dtype:
     return asked or computed or torch.float32
 
 
-def close_wandb() -> None:
-    """End the W&B run, so that the next job of a sweep begins its own."""
-    wandb = sys.modules.get("wandb")
-    if wandb is not None and wandb.run is not None:
-        wandb.finish()
-
-
 def quieten_lightning() -> None:
     """Leave out what Lightning says of devices and of itself; its import sets the level that is set here."""
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -256,15 +250,21 @@ def check_inputs(config: DictConfig) -> None:
     """Refuse what is plainly wrong before anything heavy is imported.
 
     Raises:
-        UserError: for a folder of shards or of a pretrained base that is not there.
+        UserError: for a folder of shards, of a pretrained base or of the benchmark that is not there, or a bad seed.
     """
     from dit4sr.data.sources import check_sources
 
+    if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:  # of Lightning's seed_everything
+        raise UserError(f"seed={config.seed}: give a whole number from 0 to {2**32 - 1}")
     check_sources(OmegaConf.to_container(config.data, resolve=True))  # type: ignore[arg-type]
     if base := config.backbone.pretrained:
         from dit4sr.pretrained import check_local
 
         check_local(base, "transformer")
+    if config.evaluate:
+        from dit4sr.training.evaluate_after import check_benchmark
+
+        check_benchmark(config)
 
 
 def describe(config: DictConfig, module: Any, out: Path, resume: Path | None) -> None:

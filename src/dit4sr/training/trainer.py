@@ -14,7 +14,7 @@ from dit4sr.models.flops import TrainingFlops, scale_of, step_flops
 from dit4sr.training.callbacks import Checkpoints, StepProgress
 from dit4sr.training.checkpoint_io import AtomicCheckpointIO
 from dit4sr.training.data_report import DataReport
-from dit4sr.training.distributed import build_strategy
+from dit4sr.training.distributed import build_strategy, count_devices
 from dit4sr.training.guards import FiniteGradients, LossSpikes
 from dit4sr.training.logging import MetricsCSV, wandb_logger
 from dit4sr.training.monitoring import Monitor
@@ -106,7 +106,8 @@ def build_monitor(config: Mapping[str, Any], out: Path) -> Monitor:
         return step_flops(config["model"], backbone, side, checkpointing=again)
 
     def peak(device: torch.device) -> float | None:
-        return peak_flops(device, str(trainer["precision"]), trainer.get("peak_flops", "auto"))
+        here = count_devices(trainer["accelerator"], trainer["devices"])
+        return peak_flops(device, str(trainer["precision"]), trainer.get("peak_flops", "auto"), here)
 
     every = min(trainer["log_every_n_steps"], trainer["max_steps"])
     return Monitor(out, config["data"]["batch_size"], every, flops, peak)

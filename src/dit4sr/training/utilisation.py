@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from functools import cache
@@ -24,14 +25,19 @@ PEAKS = {
 sparsity) but where a measured matrix product is known, which no network exceeds."""
 
 
-def peak_flops(device: torch.device, precision: str, asked: Any = "auto") -> float | None:
+def peak_flops(device: torch.device, precision: str, asked: Any = "auto", processes: int = 1) -> float | None:
     """FLOP/s of a device that utilisation refers to.
+
+    The CPU of a machine is one device, whatever the number of processes that train on it: its peak is that of the
+    threads that they have together, at most one a core. With one process it is thus that of its own threads
+    (OMP_NUM_THREADS), and idle cores are no part of it.
 
     Args:
         device: of training.
         precision: ``trainer.precision``.
         asked: ``trainer.peak_flops``: a number; None for no utilisation; ``auto`` for :data:`PEAKS`, or a matrix
             product timed here where the device is not among them, or computes in 32 bits.
+        processes: of the training on this machine.
 
     Raises:
         UserError: ``asked`` is something else.
@@ -47,7 +53,10 @@ def peak_flops(device: torch.device, precision: str, asked: Any = "auto") -> flo
         known = next((peak for part, peak in PEAKS.items() if re.search(rf"\b{part}\b", name)), None)
         if known is not None:
             return known
-    return measured_peak(device, torch.bfloat16 if half and device.type == "cuda" else torch.float32)
+    if device.type == "cuda":
+        return measured_peak(device, torch.bfloat16 if half else torch.float32)
+    own = torch.get_num_threads()
+    return measured_peak(device, torch.float32, threads=max(own, min(own * processes, len(os.sched_getaffinity(0)))))
 
 
 def check_peak(asked: Any) -> None:
@@ -67,7 +76,9 @@ def check_peak(asked: Any) -> None:
 
 
 @cache
-def measured_peak(device: torch.device, dtype: torch.dtype, side: int | None = None, calls: int = 5) -> float:
+def measured_peak(
+    device: torch.device, dtype: torch.dtype, side: int | None = None, calls: int = 5, threads: int | None = None
+) -> float:
     """FLOP/s of a square matrix product, the best of a few calls.
 
     Args:
@@ -75,7 +86,17 @@ def measured_peak(device: torch.device, dtype: torch.dtype, side: int | None = N
         dtype: of the matrices.
         side: rows; None is 8192 on a GPU and 768 on the CPU (a few hundredths of a second).
         calls: timed ones, after one to warm up.
+        threads: on the CPU; None for as many as this process computes with.
     """
+    own = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads or own)
+        return _time_product(device, dtype, side, calls)
+    finally:
+        torch.set_num_threads(own)
+
+
+def _time_product(device: torch.device, dtype: torch.dtype, side: int | None, calls: int) -> float:
     side = side or (8192 if device.type == "cuda" else 768)
     generator = torch.Generator(device).manual_seed(0)  # the run's own random numbers stay what they were
     a, b = (torch.randn(side, side, device=device, generator=generator).to(dtype) for _ in range(2))

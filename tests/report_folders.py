@@ -8,7 +8,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dit4sr.evaluation.reports.content import BenchmarkTable
+from dit4sr.evaluation.reports.merging import Options, merge
+from dit4sr.evaluation.reports.runs import find_runs
 from dit4sr.evaluation.tables import Row, summarise, write_rows
+
+QUICK = Options(resamples=200)
+
+GIVEN = ["runs/ours_*", "runs/controlnet", "OSEDiff & co.=runs/osediff", "runs/lq250"]
+"""The golden report's runs, as :func:`write_runs` makes them in ``runs``."""
 
 IMAGES = [f"Canon_{i:03d}" for i in range(1, 13)]
 
@@ -133,3 +141,19 @@ def write_runs(folder: Path) -> None:
         facts=checkpoint(),
         seeds=(0, 1, 2),
     )
+
+
+def merged(*folders: Any, options: Options = QUICK) -> list[BenchmarkTable]:
+    """The tables of some folders."""
+    return merge(find_runs([str(folder) for folder in folders]), options)
+
+
+def entry(table: BenchmarkTable, label: str) -> Any:
+    """The measured row of that label."""
+    return next(e for e in table.entries if e.label == label)
+
+
+def values(table: BenchmarkTable, metric: str) -> dict[str, float]:
+    """Label → mean of a metric that has one column."""
+    (measure,) = [m for m in table.measures if m.metric == metric]
+    return {e.label: e.cells[measure].value for e in table.entries if measure in e.cells}

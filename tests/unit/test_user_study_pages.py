@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import socket
 import sqlite3
 import zlib
 from collections.abc import Iterator
@@ -166,7 +167,18 @@ def test_long_and_unmeasured_bodies_are_refused_unread(address: str) -> None:
     big = httpx.post(f"{address}/pair", data={"step": "x" * 20_000})
     assert big.status_code == 413 and "too long" in big.text
     assert httpx.post(f"{address}/pair", content=iter([b"step=1"])).status_code == 411
+    # Both headers: the chunks would be read, whatever length the other one promises.
+    assert raw_status(address, b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", b"4e20\r\n") == 411
     assert httpx.put(f"{address}/pair", content=b"x").status_code == 405
+
+
+def raw_status(address: str, headers: bytes, body: bytes) -> int:
+    """The status of a POST that no client library would send."""
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        form = b"Content-Type: application/x-www-form-urlencoded\r\n"
+        connection.sendall(b"POST /pair HTTP/1.1\r\nHost: x\r\n" + form + headers + b"\r\n" + body)
+        return int(connection.recv(4096).split(b" ", 2)[1])
 
 
 def test_results_need_the_token(address: str) -> None:

@@ -7,14 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from dit4sr.data.images import FORMATS, SUFFIXES, UnreadableImage
+from dit4sr.data.images import SUFFIXES, UnreadableImage
 from dit4sr.errors import UserError
-
-EXIF_ORIENTATION = 0x0112
-SIDEWAYS = (5, 6, 7, 8)
-"""EXIF orientations that swap width and height."""
+from dit4sr.evaluation.image_folders import by_stem, find_images, image_size
 
 LEAST_SIDE = 11
 """Pixels that both sides of a result need: the side of SSIM's window."""
@@ -147,45 +142,6 @@ def load_benchmark(
     return Benchmark(name, upscale, tuple(images), tuple(skipped), prompts, not anyway, tuple(notes))
 
 
-def image_files(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> dict[str, Path]:
-    """Image files of a folder (not of folders inside it), by file name; hidden ones are left out."""
-    return {
-        path.name: path
-        for path in sorted(folder.iterdir())
-        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
-    }
-
-
-def by_stem(files: Mapping[str, Path], folder: Path) -> dict[str, Path]:
-    """The same files by stem.
-
-    Raises:
-        UserError: two files have one stem.
-    """
-    stems: dict[str, Path] = {}
-    for path in files.values():
-        if path.stem in stems:
-            raise UserError(f"{folder} has both {stems[path.stem].name} and {path.name}: keep one of them")
-        stems[path.stem] = path
-    return stems
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """(height, width) from the header, as they are after the EXIF orientation is applied.
-
-    Raises:
-        UnreadableImage: where there is no readable header.
-    """
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size
-            # PNG's own getexif would decode the whole image, in search of EXIF data behind the pixels.
-            sideways = Image.Image.getexif(image).get(EXIF_ORIENTATION) in SIDEWAYS
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadableImage(f"{path.name} is not a readable image ({type(error).__name__})") from error
-    return (width, height) if sideways else (height, width)
-
-
 def _upscale(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= 64:
         raise UserError(f"benchmark.upscale={value}: give the factor from LR to HR, such as 4")
@@ -205,10 +161,7 @@ def _image_files(config: Mapping[str, Any], which: str) -> dict[str, Path]:
             + (", or pass benchmark.download=true," if config.get("hub") else "")
             + " (paths.benchmarks=<folder> where it lies elsewhere)"
         )
-    files = image_files(folder)
-    if not files and len(inner := [path for path in sorted(folder.iterdir()) if path.is_dir()]) == 1:
-        # As archives are often packed: the images one folder further down.
-        folder, files = inner[0], image_files(inner[0])
+    folder, files = find_images(folder)
     if not files:
         raise UserError(f"benchmark {name}: {folder} holds no image ({', '.join(SUFFIXES)})")
     by_stem(files, folder)

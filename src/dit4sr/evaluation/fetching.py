@@ -33,13 +33,20 @@ def fetch_benchmark(config: Mapping[str, Any], folder: Path) -> bool:
     Raises:
         UserError: no hub has it, the hub cannot be reached, or the archive is not what it should be.
     """
-    lq = Path(config["lq"]).expanduser() if config["lq"] else None
-    if lq is not None and lq.is_dir() and any(lq.iterdir()):
+    wanted = [Path(config[side]).expanduser() for side in ("lq", "hq") if config.get(side)]
+    there = [path for path in wanted if path.is_dir() and any(path.iterdir())]
+    if not wanted or len(there) == len(wanted):
         return False
     hub = config.get("hub")
     if not hub:
         raise UserError(
             f"benchmark {config['name']} is on no hub: get {config['source']} and put its images into {config['lq']}"
+        )
+    if (folder / hub["folder"]).exists() and any((folder / hub["folder"]).iterdir()):
+        lacking = next(path for path in wanted if path not in there)
+        raise UserError(
+            f"benchmark {config['name']}: {folder / hub['folder']} is there already, but {lacking} holds nothing: move "
+            "it away and download again, or complete it by hand"
         )
     archive = _download(config, hub, folder)
     try:

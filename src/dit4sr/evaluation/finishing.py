@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from dit4sr.evaluation.benchmarks import Benchmark
-from dit4sr.evaluation.measuring import Settings, restored_file
 from dit4sr.evaluation.methods import Method
 from dit4sr.evaluation.metrics import MetricSet, Missing
 from dit4sr.evaluation.reporting import Evaluation, SetValue, write_report
+from dit4sr.evaluation.restored import Settings, restored_file
 from dit4sr.evaluation.results import Results
 from dit4sr.evaluation.showing import examples, log_to_wandb, write_comparison
 

@@ -1,6 +1,6 @@
 """Other people's super-resolution networks (Real-ESRGAN, SwinIR, …), detected and built by the spandrel library.
 
-Weights are read as tensors alone: safetensors, or .pth and .ckpt through torch's weights-only loading.
+Weights are read as tensors alone: safetensors, or .pth, .pt and .ckpt through torch's weights-only loading.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dit4sr.evaluation.methods import ImageFloat, Task
 from dit4sr.images import from_hwc
 from dit4sr.tiles import ramp_weights
 
-SUFFIXES = (".safetensors", ".pth", ".ckpt")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def load_foreign(config: Mapping[str, Any], benchmark: Benchmark, device: str) -
     if config["path"] is None:
         raise UserError("method=spandrel needs method.path=<checkpoint of Real-ESRGAN, SwinIR, …>")
     path = Path(config["path"]).expanduser()
-    if not path.is_file() or path.suffix not in SUFFIXES:
+    if not path.is_file() or path.suffix.lower() not in SUFFIXES:
         raise UserError(f"method.path={path}: give a checkpoint file ({', '.join(SUFFIXES)})")
     tile, overlap = config["tile"], config["overlap"]
     for key, value, least in (("tile", tile, 16), ("overlap", overlap, 0)):
@@ -129,7 +129,7 @@ def _describe(path: Path) -> Any:
     except ImportError as error:
         raise UserError('method=spandrel needs the spandrel library: pip install "spandrel>=0.4"') from error
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             from safetensors.torch import load_file
 
             state = load_file(path)

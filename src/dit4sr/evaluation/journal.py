@@ -32,12 +32,15 @@ class Entry:
         image, seed: which.
         values: method → metric → a value for each sample.
         seconds: of restoring it, all samples together.
+        warm_up: whether they include the first batch of its size in its process, see
+            :func:`dit4sr.evaluation.results.seconds_of_a_sample`.
     """
 
     image: str
     seed: int
     values: dict[str, dict[str, list[float]]]
     seconds: float
+    warm_up: bool = False
 
     @property
     def key(self) -> Key:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
 from dit4sr.data.images import Image8, UnreadableImage, read_image
@@ -22,36 +18,20 @@ from dit4sr.evaluation.journal import Entry, Journal, Key
 from dit4sr.evaluation.methods import Bicubic, ImageFloat, Method, Task
 from dit4sr.evaluation.metrics import Metric
 from dit4sr.evaluation.processes import Group
+from dit4sr.evaluation.restored import (
+    Settings,
+    mean_file,
+    mean_name,
+    quantise,
+    restored_file,
+    shuffled_name,
+    write_restored,
+)
 from dit4sr.evaluation.work import Atom, Block, batches, donors, plan, read_pair, read_sized
-from dit4sr.files import write_atomically
 from dit4sr.restoration.noise import noise_seed
 
 SHUFFLED = -1
 """In place of a sample's number: the control that gets another image's LR."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a benchmark is restored and measured.
-
-    Attributes:
-        seeds: each image is restored under every one; the first one's results are the pictures.
-        samples: restorations of each image and seed.
-        shuffled: whether to restore each image from the next one's LR too.
-        batch_size: images of one size restored together.
-        write: whether the restored images are written.
-    """
-
-    seeds: tuple[int, ...]
-    samples: int = 1
-    shuffled: bool = False
-    batch_size: int = 8
-    write: bool = True
-
-    @property
-    def units(self) -> int:
-        """Restorations of an image under one seed."""
-        return self.samples + self.shuffled
 
 
 @dataclass(frozen=True)
@@ -69,55 +49,11 @@ class Measured:
     undefined: dict[str, str]
 
 
-def mean_name(method: str, samples: int) -> str:
-    """The table's name of the average of that many samples."""
-    return f"{method} (mean of {samples})"
-
-
-def shuffled_name(method: str) -> str:
-    """The table's name of the control whose LR images are shuffled."""
-    return f"{method} (shuffled LR)"
-
-
-def restored_file(out: Path, settings: Settings, name: str, seed: int, sample: int = 0) -> Path:
-    """Where a sample under a seed is written: restored/, restored_seed<n>/ of further seeds, and
-    restored_sample<k>/ or restored_sample<k>_seed<n>/ of further samples."""
-    folder = "restored" if sample == 0 else f"restored_sample{sample}"
-    folder += "" if seed == settings.seeds[0] else f"_seed{seed}"
-    return out / folder / f"{name}.png"
-
-
-def is_written(out: Path, settings: Settings, name: str, seed: int) -> bool:
-    """Whether all that an image has under a seed is there."""
-    files = [restored_file(out, settings, name, seed, sample) for sample in range(settings.samples)]
-    return all(file.is_file() for file in files)
-
-
-def mean_file(out: Path, settings: Settings, name: str, seed: int) -> Path:
-    """Where the average of the samples under a seed is written."""
-    folder = "restored_mean" if seed == settings.seeds[0] else f"restored_mean_seed{seed}"
-    return out / folder / f"{name}.png"
-
-
-def quantise(image: NDArray[np.floating]) -> Image8:
-    """[0, 1] → uint8, rounded to nearest and clipped."""
-    return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
-
-
 def fit(image: Image8, height: int, width: int) -> Image8:
     """The image's top left part of that size, extended by reflection where it is too small."""
     image = image[:height, :width]
     down, right = height - image.shape[0], width - image.shape[1]
     return np.pad(image, ((0, down), (0, right), (0, 0)), mode="symmetric")
-
-
-def write_restored(path: Path, image: Image8, facts: dict[str, Any]) -> None:
-    """Write uint8 (H, W, 3) as a PNG with ``facts`` as JSON in its text chunk ``dit4sr``."""
-    metadata = PngImagePlugin.PngInfo()
-    metadata.add_text("Software", "dit4sr")
-    metadata.add_itxt("dit4sr", json.dumps(facts, ensure_ascii=False, default=str))
-    with write_atomically(path) as temporary:
-        Image.fromarray(image).save(temporary, "PNG", pnginfo=metadata, compress_level=3)
 
 
 @dataclass(eq=False)
@@ -131,6 +67,7 @@ class _Collected:
     values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     total: ImageFloat | None = None
     seconds: float = 0.0
+    warm_up: bool = False
 
 
 def measure(
@@ -162,6 +99,7 @@ def measure(
     sink = _Sink(benchmark, method, metrics, out, settings, journal, finished)
     others = donors(benchmark) if settings.shuffled else None
     skipped: list[Skipped] = []
+    warmed: set[tuple[int, ...]] = set()
     # Few lines where nobody watches, as in a log file.
     interval = 0.2 if sys.stderr.isatty() else 10
     words = f"{benchmark.name}: {method.name}"
@@ -172,7 +110,7 @@ def measure(
         total=total, initial=before, desc=words, unit="image", mininterval=interval, disable=not group.first
     ) as bar:
         for block in mine:
-            _restore_block(block, method, settings, sink, others, skipped, benchmark.checked)
+            _restore_block(block, method, settings, sink, others, skipped, benchmark.checked, warmed)
             bar.update(len(block) * settings.units * group.size)
     return Measured(sink.entries, skipped, sink.undefined)
 
@@ -188,7 +126,9 @@ def _restore_block(
     others: dict[str, list[BenchmarkImage]] | None,
     skipped: list[Skipped],
     checked: bool,
+    warmed: set[tuple[int, ...]],
 ) -> None:
+    """``warmed``: sizes and numbers of images that this process has restored before; it is added to."""
     units: list[_Unit] = []
     for atom in block:
         pair = read_pair(atom.image, checked)
@@ -211,8 +151,12 @@ def _restore_block(
         except UnreadableImage:
             restored, batch = _one_by_one(method, batch, skipped)
         seconds = (time.perf_counter() - started) / max(1, len(batch))
+        size = (*units[0][2].lq.shape, part.stop - part.start)
+        warm_up = size not in warmed
+        warmed.add(size)
         for (collected, sample, _), image in zip(batch, restored, strict=True):
             collected.seconds += seconds
+            collected.warm_up |= warm_up
             sink.add(collected, sample, image)
 
 
@@ -306,7 +250,7 @@ class _Sink:
             mean = read_image(path) if made else quantise(collected.total / samples)
             self.write(path, mean, atom, f"mean of {samples}")
             self.score(collected, mean_name(self.method.name, samples), mean)
-        entry = Entry(atom.image.name, atom.seed, collected.values, collected.seconds)
+        entry = Entry(atom.image.name, atom.seed, collected.values, collected.seconds, collected.warm_up)
         if entry.key not in self.finished:
             self.journal.add(entry)
             self.entries.append(entry)

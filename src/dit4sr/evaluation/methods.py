@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from dit4sr.data.images import Image8, UnreadableImage, read_image
 from dit4sr.errors import UserError
-from dit4sr.evaluation.benchmarks import Benchmark, BenchmarkImage, by_stem, image_files, image_size
+from dit4sr.evaluation.benchmarks import Benchmark, BenchmarkImage
+from dit4sr.evaluation.image_folders import image_size, match_names
 from dit4sr.images import from_hwc, upsample_bicubic
 
 ImageFloat = NDArray[np.float32]
@@ -80,7 +81,7 @@ class Bicubic:
 
 @dataclass(frozen=True)
 class Folder:
-    """Images in a folder, one a stem; somebody else's method made them."""
+    """Images in a folder, by the benchmark's names; somebody else's method made them."""
 
     name: str
     files: Mapping[str, Path]
@@ -146,18 +147,14 @@ def _folder(config: Mapping[str, Any], benchmark: Benchmark) -> Folder:
 
 
 def restored_folder(folder: Path, name: str, benchmark: Benchmark) -> Folder:
-    """A folder of restored images, each found by its stem, checked to be this benchmark's.
+    """A folder of restored images, each found by its name, checked to be this benchmark's.
+
+    Names are matched by :func:`dit4sr.evaluation.image_folders.match_names`; a change of name is in the settings.
 
     Raises:
         UserError: images are missing, have other sizes, or show other things than the LR images of their names.
     """
-    files = by_stem(image_files(folder), folder)
-    if missing := [image.name for image in benchmark.images if image.name not in files]:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise UserError(
-            f"{folder} has no image for {', '.join(missing[:5])}{more} of benchmark {benchmark.name} "
-            "(matched by stem): restore them too"
-        )
+    files, change = match_names(folder, [image.name for image in benchmark.images], benchmark.name)
     images = benchmark.images
     for image in images:
         _check_size(files[image.name], image)
@@ -172,7 +169,7 @@ def restored_folder(folder: Path, name: str, benchmark: Benchmark) -> Folder:
                 f"{folder}: {len(wrong)} images show something else than the LR images of their names: "
                 f"{', '.join(wrong[:5])}{more}; name them rightly, or pass benchmark.allow_incomplete=true"
             )
-    return Folder(name, files, {"path": str(folder)})
+    return Folder(name, files, {"path": str(folder), **({"names": change} if change else {})})
 
 
 def _check_size(path: Path, image: BenchmarkImage) -> None:
@@ -190,7 +187,7 @@ def _check_size(path: Path, image: BenchmarkImage) -> None:
 def _checkpoint(config: dict[str, Any], benchmark: Benchmark, explicit: Collection[str]) -> Checkpoint:
     from dit4sr.restoration.loading import load_restorer
 
-    restorer, trained = load_restorer(config, explicit)
+    restorer, trained = load_restorer(config, explicit, [image.prompt for image in benchmark.images])
     config["ckpt"] = str(trained.path)
     config["model"] = trained.config["model"]
     config["backbone"] = {**trained.config["backbone"], "tile": asdict(restorer.tile)}

@@ -22,27 +22,30 @@ def fetch(config: Mapping[str, Any]) -> int:
     Returns:
         0 when all are here now, 1 when some could not be fetched (they are listed).
     """
-    names = [base for _, base, _ in parse_names(config)]
     folder = WeightsFolder.from_config(config)
-    files = {file: name for name in names for file in KNOWN[name].files}
+    files: dict[WeightFile, dict[str, None]] = {}
+    for _, base, _ in parse_names(config):
+        for file in KNOWN[base].files:
+            files.setdefault(file, {})[base] = None
     import_pyiqa()
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     failed = 0
     try:
-        for file in files:
+        for file, metrics in files.items():
+            wanted = f"{file.name} ({', '.join(metrics)})"
             if (path := folder.find(file)) is not None:
-                print(f"{file.name}: here already ({path})")
+                print(f"{wanted}: here already ({path})")
                 continue
             target, url = folder.target(file), url_of(file)
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 # To a temporary name first, then renamed: an interrupted download leaves nothing behind.
                 torch.hub.download_url_to_file(url, str(target), progress=False)
-                print(f"{file.name}: fetched into {target.parent}")
+                print(f"{wanted}: fetched into {target.parent}")
             except OSError as error:
                 failed += 1
-                print(f"{file.name}: could not be fetched ({error}): get {url} and put it into {target.parent}")
+                print(f"{wanted}: could not be fetched ({error}): get {url} and put it into {target.parent}")
     finally:
         socket.setdefaulttimeout(timeout)
     print(f"{len(files) - failed} of {len(files)} files are here")

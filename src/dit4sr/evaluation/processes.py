@@ -94,6 +94,19 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
+def peak_memory(device: str) -> int:
+    """Bytes: a GPU's allocations at their peak, or this process's memory at its peak."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
 def spawn(size: int, work: Callable[..., int], *arguments: Any) -> int:
     """Run ``work(group, *arguments)`` in that many processes on this machine; the first one's result.
 

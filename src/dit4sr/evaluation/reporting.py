@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from dit4sr.evaluation.benchmarks import Benchmark
-from dit4sr.evaluation.measuring import Settings, mean_name, shuffled_name
 from dit4sr.evaluation.methods import Method
 from dit4sr.evaluation.metrics import Metric, MetricSet, pyiqa_version
+from dit4sr.evaluation.restored import Settings, mean_name, shuffled_name
 from dit4sr.evaluation.results import Results, Timing
 from dit4sr.evaluation.tables import (
     Column,
@@ -109,6 +109,8 @@ def table_facts(found: Evaluation, summary: Summary) -> list[str]:
         f"prompts: {benchmark.prompts}",
         f"{method.name}: " + ", ".join(_precise(name, s) for name, s in summary.get(method.name, {}).items()),
     ]
+    if "names" in method.settings:
+        facts.append(f"{method.name}: images matched by one change of name for all ({method.settings['names']})")
     facts += [f"let pass: {note}" for note in benchmark.notes]
     facts += [f"{m.metric} is missing: {m.reason}" for m in found.metrics.missing]
     if found.not_applicable:
@@ -127,6 +129,7 @@ def table_facts(found: Evaluation, summary: Summary) -> list[str]:
             f"trained on degradation {method.settings['trained_on_degradation']}; {sampler['steps']} steps, "
             f"guidance {sampler['guidance']:g}, from {sampler['start']}; "
             f"{results.seconds_per_image:.2f} s an image"
+            + (", warm-up included" if results.seconds_with_warm_up else "")
         )
     if settings.samples > 1:
         facts.append(
@@ -183,6 +186,7 @@ def summary_content(found: Evaluation, summary: Summary) -> dict[str, Any]:
             "prompts": benchmark.prompts,
         },
         "seconds_per_image": results.seconds_per_image,
+        "seconds_with_warm_up": results.seconds_with_warm_up,
         "peak_memory_bytes": found.peak_memory,
         "skipped": [{"image": s.name, "reason": s.reason} for s in results.skipped],
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
@@ -191,7 +195,7 @@ def summary_content(found: Evaluation, summary: Summary) -> dict[str, Any]:
 
 
 def write_timings(path: Path, timings: Sequence[Timing]) -> None:
-    """timing.csv: image, method, seed, samples, seconds."""
+    """timing.csv: image, method, seed, samples, seconds, warm_up."""
     with write_atomically(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [f.name for f in fields(Timing)], lineterminator="\n")
         writer.writeheader()

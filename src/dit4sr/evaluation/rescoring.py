@@ -14,8 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 from dit4sr.data.images import read_image
 from dit4sr.errors import UserError
 from dit4sr.evaluation.benchmarks import Benchmark
-from dit4sr.evaluation.measuring import Settings, restored_file
 from dit4sr.evaluation.methods import ImageFloat, Task, restored_folder
+from dit4sr.evaluation.restored import Settings, restored_file
 from dit4sr.restoration.noise import noise_seed
 
 

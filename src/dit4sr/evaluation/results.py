@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dit4sr.evaluation.benchmarks import Benchmark, Skipped
 from dit4sr.evaluation.journal import Entry
-from dit4sr.evaluation.measuring import Measured, Settings, mean_name, shuffled_name
+from dit4sr.evaluation.measuring import Measured
 from dit4sr.evaluation.methods import Bicubic, Method
 from dit4sr.evaluation.metrics import Metric, pyiqa_version
 from dit4sr.evaluation.processes import Group
+from dit4sr.evaluation.restored import Settings, mean_name, shuffled_name
 from dit4sr.evaluation.scores import PerImageScore
 from dit4sr.evaluation.tables import Row, Statistic, statistic
 
@@ -39,13 +41,19 @@ class Variation:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds to restore an image under a seed, all its samples together."""
+    """Seconds to restore an image under a seed, all its samples together: a row of timing.csv.
+
+    Attributes:
+        warm_up: whether they include the first batch of its size and number in a process, which also loads, compiles
+            and tunes.
+    """
 
     image: str
     method: str
     seed: int
     samples: int
     seconds: float
+    warm_up: bool
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,9 @@ class Results:
         timings: of the method.
         skipped: images that could not be used, by name.
         undefined: metric → (number of images without a value, why the first one has none).
-        seconds_per_image: of restoring one sample, without reading, writing and measuring.
+        seconds_per_image: of restoring one sample, without reading, writing and measuring; see
+            :func:`seconds_of_a_sample`.
+        seconds_with_warm_up: whether that includes a warm-up, for want of images without one.
     """
 
     rows: list[Row]
@@ -67,6 +77,7 @@ class Results:
     skipped: list[Skipped]
     undefined: dict[str, tuple[int, str]]
     seconds_per_image: float
+    seconds_with_warm_up: bool
 
     @property
     def images(self) -> list[str]:
@@ -111,29 +122,52 @@ def gather(
                 score.add(numbers[key] * settings.samples + sample, value)
     values = {key: score.per_image() for key, score in scores.items()}
 
-    seconds: dict[tuple[str, int], float] = {}
+    seconds: dict[tuple[str, int], tuple[float, bool]] = {}
     skipped: dict[str, Skipped] = {image.name: image for image in benchmark.skipped}
     reasons: dict[str, str] = {}
-    mine = ({e.key: e.seconds for e in entries.values()}, measured.skipped, measured.undefined)
+    mine = ({e.key: (e.seconds, e.warm_up) for e in entries.values()}, measured.skipped, measured.undefined)
     for times, unread, undefined in group.gather(mine):
         seconds |= times
         skipped |= {s.name: s for s in unread}
         reasons = {**undefined, **reasons}
     rows = _rows([(image.name, seed) for image, seed in atoms], names, metrics, settings, values)
     timings = [
-        Timing(name, method.name, seed, settings.units, seconds[name, seed])
+        Timing(name, method.name, seed, settings.units, *seconds[name, seed])
         for name, seed in numbers
         if (name, seed) in seconds
     ]
-    spent = math.fsum(t.seconds for t in timings) / max(1, len(timings) * settings.units)
     return Results(
         rows,
         _variation(names, metrics, settings, values),
         timings,
         sorted(skipped.values(), key=lambda s: s.name),
         _undefined(rows, reasons),
-        spent,
+        *seconds_of_a_sample(timings, {image.name: image.size for image in benchmark.images}),
     )
+
+
+def seconds_of_a_sample(timings: Sequence[Timing], sizes: Mapping[str, tuple[int, int]]) -> tuple[float, bool]:
+    """What restoring one sample takes: the median over the images of each size, averaged over all images.
+
+    Images of a process's first batch of their size and number, which also loads, compiles and tunes, are left out,
+    where their size has others.
+
+    Args:
+        timings: of all images.
+        sizes: image → (height, width) of its LR.
+
+    Returns:
+        Seconds (0 without any), and whether they include a warm-up, for want of others.
+    """
+    by_size: dict[tuple[int, int], list[Timing]] = {}
+    for timing in timings:
+        by_size.setdefault(sizes[timing.image], []).append(timing)
+    total, with_warm_up = 0.0, False
+    for own in by_size.values():
+        settled = [t for t in own if not t.warm_up]
+        with_warm_up |= not settled
+        total += len(own) * statistics.median(t.seconds / t.samples for t in settled or own)
+    return total / max(1, len(timings)), with_warm_up
 
 
 def _rows(

@@ -11,13 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from dit4sr.acceleration.settings import AccelerationSettings
 from dit4sr.errors import UserError
-from dit4sr.evaluation.processes import Group, leave, spawn, torchrun_group
+from dit4sr.evaluation.processes import Group, leave, peak_memory, spawn, torchrun_group
 
 if TYPE_CHECKING:
     from dit4sr.evaluation.benchmarks import Benchmark
-    from dit4sr.evaluation.measuring import Settings
     from dit4sr.evaluation.methods import Method
     from dit4sr.evaluation.metrics import MetricSet
+    from dit4sr.evaluation.restored import Settings
 
 JOURNAL = "journal"
 """Folder, in the run's, of what is finished."""
@@ -53,6 +53,8 @@ def run(config: DictConfig, explicit: Collection[str] = ()) -> int:
     check_settings(plain)
     if plain["prefetch"] or plain["calibrate"]:
         return _about_metrics(plain)
+    if plain["metrics_only"] and plain["method"]["name"] == "folder" and plain["method"]["path"] is not None:
+        plain["metrics_only"] = False  # nothing of a folder is restored in any case
     if plain["metrics_only"]:
         from dit4sr.evaluation.rescoring import earlier_config
 
@@ -86,8 +88,9 @@ def evaluate(group: Group, config: dict[str, Any], explicit: Collection[str]) ->
 
     # Late: these import torch, which takes seconds, and a missing folder is known already.
     from dit4sr.evaluation import journal
-    from dit4sr.evaluation.measuring import is_written, measure
+    from dit4sr.evaluation.measuring import measure
     from dit4sr.evaluation.metrics import build_metrics
+    from dit4sr.evaluation.restored import is_written
     from dit4sr.evaluation.results import gather
     from dit4sr.restoration.loading import resolve_device
 
@@ -215,19 +218,6 @@ def check_controls(config: dict[str, Any], benchmark: Benchmark, method: Method)
         raise UserError("shuffled=true needs a benchmark of two images or more")
 
 
-def peak_memory(device: str) -> int:
-    """Bytes: a GPU's allocations at their peak, or this process's memory at its peak."""
-    if device.startswith("cuda"):
-        import torch
-
-        return torch.cuda.max_memory_allocated(device)
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -245,7 +235,7 @@ def _about_metrics(config: dict[str, Any]) -> int:
 def _method(
     out: Path, config: dict[str, Any], benchmark: Benchmark, explicit: Collection[str]
 ) -> tuple[Settings, Method]:
-    from dit4sr.evaluation.measuring import Settings
+    from dit4sr.evaluation.restored import Settings
 
     settings = Settings(tuple(config["seeds"]), config["samples"], config["shuffled"], config["batch_size"])
     if config["metrics_only"]:

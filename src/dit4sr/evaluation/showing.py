@@ -12,10 +12,10 @@ import numpy as np
 
 from dit4sr.data.images import Image8, UnreadableImage, read_image
 from dit4sr.evaluation.benchmarks import BenchmarkImage
-from dit4sr.evaluation.measuring import mean_file, mean_name, quantise, restored_file
 from dit4sr.evaluation.methods import Bicubic, Task
 from dit4sr.evaluation.pictures import SheetRow, write_sheet
 from dit4sr.evaluation.reporting import Evaluation, values_of
+from dit4sr.evaluation.restored import mean_file, mean_name, quantise, restored_file
 from dit4sr.evaluation.tables import summarise
 
 PICTURES = "pictures"

@@ -223,7 +223,13 @@ def _staged(files: Mapping[tuple[str, str], Path]) -> Iterator[None]:
         # Every parameter is then overwritten by the metric's own checkpoint, which is loaded strictly.
         return create_model(*args, **{**kwargs, "pretrained": False})
 
-    load, create_model = torch.load, timm.create_model
+    def fitting(self: Any, state: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        # pyiqa passes over names that a network does not have: another file would leave it with random weights.
+        if self.state_dict().keys().isdisjoint(state):
+            raise ValueError("none of its tensors is one of the network's")
+        return load_state(self, state, *args, **kwargs)
+
+    load, create_model, load_state = torch.load, timm.create_model, torch.nn.Module.load_state_dict
     with tempfile.TemporaryDirectory(prefix="dit4sr-metrics-") as temporary, contextlib.ExitStack() as stack:
         hub = Path(temporary)
         (hub / "pyiqa").mkdir()
@@ -243,6 +249,7 @@ def _staged(files: Mapping[tuple[str, str], Path]) -> Iterator[None]:
             (urllib.request, "urlopen", no_download),
             (torch, "load", load_tensors),
             (timm, "create_model", untrained),
+            (torch.nn.Module, "load_state_dict", fitting),
         ):
             stack.enter_context(_replaced(owner, name, value))
         yield

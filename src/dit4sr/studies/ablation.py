@@ -34,7 +34,7 @@ python experiments/ablation/run.py [setting=value …]
   steps       training steps of each job (120)
   backbone    nano, small, sd35_medium (nano)
   benchmark   on which the models are compared (demo)
-  launcher    basic, joblib, submitit_local, submitit_slurm, ray (basic)
+  launcher    basic, joblib, submitit_local, slurm, ray (basic); see docs/clusters.md
   jobs        how many run at once with launcher=joblib (1)
   out         the sweep's folder (outputs/ablation/<backbone>-<steps>steps-<benchmark>)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from dit4sr.data.images import Image8, UnreadableImage, read_image
 from dit4sr.errors import UserError
-from dit4sr.evaluation.benchmarks import by_stem, image_files
+from dit4sr.evaluation.image_folders import by_stem, find_images, image_files
 from dit4sr.evaluation.tables import Row, read_rows
 
 BICUBIC = "bicubic"
@@ -202,7 +202,7 @@ def common_stems(evaluations: Sequence[Evaluation]) -> list[str]:
 
 def _read(folder: Path, stem: str, evaluation: Evaluation, side: str) -> Image8:
     try:
-        return read_image(by_stem(image_files(folder), folder)[stem])
+        return read_image(by_stem(find_images(folder)[1], folder)[stem])
     except (KeyError, OSError, UnreadableImage) as error:
         raise UserError(
             f"{evaluation.folder} was evaluated on {folder}, which has no readable image {stem} now: give the "

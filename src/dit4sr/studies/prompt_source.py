@@ -222,11 +222,11 @@ def cleaned_images(
     images: Sequence[BenchmarkImage],
     lqs: Mapping[str, Image8],
 ) -> dict[str, Image8]:
-    """The LR images after the cleaner, at its own size or the benchmark's; also written to cleaned/."""
+    """The LR images after the cleaner, at the size of the results; also written to cleaned/."""
     from dit4sr.data.images import write_png
     from dit4sr.evaluation.foreign import load_foreign
-    from dit4sr.evaluation.measuring import quantise
     from dit4sr.evaluation.methods import Task
+    from dit4sr.evaluation.restored import quantise
 
     config = {"path": s.cleaner, "label": None, "tile": 512, "overlap": 32, "resize": True}
     cleaner = load_foreign(config, benchmark, request.config["device"])

@@ -120,7 +120,7 @@ def panels_of(evaluations: list[Evaluation], s: Settings, given: dict[str, Regio
     from dit4sr.studies.regions import check_inside, most_disputed
 
     stems = common_stems(evaluations)
-    folders = other_folders(s.folders, stems)
+    folders = other_folders(s.folders, stems, evaluations[0].benchmark)
     if unknown := [stem for stem in [*s.images, *given] if stem not in stems]:
         raise UserError(
             f"images: {', '.join(unknown)} is none of those that all methods restored ({', '.join(stems[:8])}"
@@ -155,13 +155,13 @@ def panels_of(evaluations: list[Evaluation], s: Settings, given: dict[str, Regio
     return panels
 
 
-def other_folders(given: list[str], stems: list[str]) -> dict[str, dict[str, Path]]:
+def other_folders(given: list[str], stems: list[str], benchmark: str) -> dict[str, dict[str, Path]]:
     """Label → stem → file.
 
     Raises:
         UserError: for a folder that is none, or lacks an image.
     """
-    from dit4sr.evaluation.benchmarks import by_stem, image_files
+    from dit4sr.evaluation.image_folders import match_names
 
     found: dict[str, dict[str, Path]] = {}
     for text in given:
@@ -170,12 +170,9 @@ def other_folders(given: list[str], stems: list[str]) -> dict[str, dict[str, Pat
         label = label if equals else folder.name
         if not folder.is_dir():
             raise UserError(f"folders: {folder} is no folder")
-        files = by_stem(image_files(folder), folder)
-        if missing := [stem for stem in stems if stem not in files]:
-            raise UserError(f"folders: {folder} has no image {', '.join(missing[:5])}: images are found by stem")
         if label in found:
             raise UserError(f"folders: two are called {label}; write <label>=<folder>")
-        found[label] = files
+        found[label], _ = match_names(folder, stems, benchmark)
     return found
 
 

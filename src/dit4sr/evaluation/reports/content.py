@@ -62,7 +62,8 @@ class Entry:
         places: measure → 1 for the best, 2 for the second best.
         compared: measure → difference to the reference; empty for the reference itself.
         seeds: of training or sampling; None where nothing is random.
-        seconds, memory: of restoring an image once (s), at the peak (bytes); None where not measured.
+        seconds, memory: of restoring an image once (s, without warm-up, see
+            :func:`dit4sr.evaluation.results.seconds_of_a_sample`), at the peak (bytes); None where not measured.
         runs: where it was measured.
     """
 

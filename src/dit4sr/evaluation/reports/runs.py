@@ -50,7 +50,7 @@ class Run:
     @property
     def timed(self) -> bool:
         """Whether its seconds and memory are of restoring, not of reading images that were there already."""
-        read = "images" in self.facts or set(self.facts) <= {"name", "path"}
+        read = "images" in self.facts or set(self.facts) <= {"name", "path", "names"}
         return not read and not self.summary.get("settings", {}).get("metrics_only", False)
 
 

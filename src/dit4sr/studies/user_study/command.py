@@ -103,14 +103,16 @@ def check(s: Settings) -> None:
 def create(path: Path, s: Settings) -> None:
     """Make the study."""
     from dit4sr.studies.evaluations import read_evaluations
-    from dit4sr.studies.user_study.importing import create_study
+    from dit4sr.studies.user_study.importing import LEFT_OUT, create_study
 
     moved: dict[str, Any] = {name: Path(value) for name in ("lq", "hq") if (value := getattr(s, name))}
     found = [replace(e, **moved) for e in read_evaluations(s.evaluations, outputs_folder())]
     facts: dict[str, Any] = {name: getattr(s, name) for name in ("title", "contact", "length", "checks")}
     facts |= {"consent": consent_of(s.consent), "allowed_failures": s.allowed_failures or 0}
     counts = create_study(path, found, s.ours, facts, images=s.images, bicubic=s.bicubic)
-    print(f"{path}: {', '.join(f'{name} {count}' for name, count in counts.items())}")
+    print(f"{path}: {', '.join(f'{name} {count}' for name, count in counts.items() if name != LEFT_OUT)}")
+    if LEFT_OUT in counts:
+        print(f"photos left out, for not every method has restored them: {counts[LEFT_OUT]}")
 
 
 def consent_of(file: str | None) -> list[str]:
@@ -223,7 +225,8 @@ def results(out: Path, path: Path, s: Settings) -> int:
     try:
         summary = summarise(store, s.allowed_failures)
         if not summary.rates:
-            raise UserError(f"{summary.counts} There is nothing to count yet: serve the study first")
+            hint = "allowed_failures=<number> counts more of them" if summary.excluded else "serve the study first"
+            raise UserError(f"{summary.counts} There is nothing to count yet: {hint}")
         write_text(out / "table.md", table_text(summary))
         write_csv(out / "table.csv", rate_rows(summary))
         write_text(out / "answers.csv", answers_csv(store, s.allowed_failures))

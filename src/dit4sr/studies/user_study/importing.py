@@ -26,6 +26,9 @@ from dit4sr.studies.evaluations import (
 )
 from dit4sr.studies.user_study.store import create_tables
 
+LEFT_OUT = "left out"
+"""Among the counts: photos that some method did not restore."""
+
 TINY = 12
 """Pixels of the long side from which an attention check's other picture is enlarged."""
 
@@ -50,7 +53,8 @@ def create_study(
         bicubic: whether the input, enlarged bicubically, is a competitor too.
 
     Returns:
-        Counts of what there is: photos, competitors, comparisons.
+        Counts of what there is: photos, competitors, comparisons; and photos that some method did not restore, which
+        are left out.
 
     Raises:
         UserError: nothing to compare, sizes that differ, unreadable images, or a study that exists.
@@ -62,6 +66,9 @@ def create_study(
     competitors = {e.label: None for members in groups.values() for e in members if e.label != ours}
     labels = [ours, *competitors, *([BICUBIC] if bicubic else [])]
     chosen = _chosen(groups, images)
+    everywhere = {(e.benchmark, stem) for members in groups.values() for e in members for stem in e.restored}
+    if images:
+        everywhere = {(benchmark, stem) for benchmark, stem in everywhere if stem in images}
     with write_atomically(path, durable=True) as temporary:
         db = create_tables(temporary)
         try:
@@ -82,7 +89,7 @@ def create_study(
             db.commit()
         finally:
             db.close()
-    return counts
+    return {**counts, **({LEFT_OUT: left_out} if (left_out := len(everywhere) - counts["photos"]) else {})}
 
 
 def _check(groups: Mapping[str, Sequence[Evaluation]], ours: str, *, bicubic: bool) -> None:

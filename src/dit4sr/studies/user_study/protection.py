@@ -160,10 +160,11 @@ def client_of(address: str) -> str:
 def body_refused(headers: Mapping[str, str]) -> int | None:
     """The status that refuses a request's body by its headers; None where it may be read.
 
-    The server holds a body to its Content-Length, so that nothing longer than :data:`MOST_BODY` is ever read.
+    The server holds a body to its Content-Length, so that nothing longer than :data:`MOST_BODY` is ever read. One in
+    chunks would be read to its end whatever that header says, and no browser sends a form so.
     """
     length = headers.get("content-length")
-    if length is None:
+    if length is None or "transfer-encoding" in headers:
         return 411
     readable = length.isascii() and length.isdigit() and len(length) < 10
     return None if readable and int(length) <= MOST_BODY else 413

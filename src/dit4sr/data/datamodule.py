@@ -117,7 +117,8 @@ class SRDataModule(LightningDataModule):
         if "patch" not in batch:
             return batch
         margin = Augmentation.from_config(self.data["augmentation"]).margin
-        return degrade_patches(batch, self.degradation, seed=self.seed, crop=self.crop, margin=margin)
+        jpeg = self.data.get("jpeg", "libjpeg")
+        return degrade_patches(batch, self.degradation, seed=self.seed, crop=self.crop, margin=margin, jpeg=jpeg)
 
 
 def validation_pairs(benchmark: Path) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from dit4sr.data.sources import SourceSettings
 from dit4sr.data.stream import ORDERS, Feed, numbered_samples
 from dit4sr.data.tally import Tally
 from dit4sr.errors import UserError
+from dit4sr.helper_processes import end_at_the_second_sigterm, start_fork_server
 
 Batch = dict[str, Any]
 T = TypeVar("T")
@@ -207,7 +208,9 @@ def _interleave(pieces: list[Batch]) -> Batch:
     }
 
 
-def _one_thread(_worker: int) -> None:
+def _begin_worker(_worker: int) -> None:
+    if START_METHOD == "forkserver":
+        end_at_the_second_sigterm()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
 
@@ -269,15 +272,16 @@ class TrainingBatches:
         s = self.settings
         if s.workers == 0:
             return DataLoader(TrainingPieces(s), batch_size=None)
-        context = multiprocessing.get_context(START_METHOD)
         if START_METHOD == "forkserver":
-            context.set_forkserver_preload([__name__])
+            context = start_fork_server([__name__])
+        else:
+            context = multiprocessing.get_context(START_METHOD)
         batches_ahead = 4
         return DataLoader(
             TrainingPieces(s),
             batch_size=None,
             num_workers=s.workers,
             prefetch_factor=max(2, batches_ahead * s.local_batch // (s.piece * s.workers)),
-            worker_init_fn=_one_thread,
+            worker_init_fn=_begin_worker,
             multiprocessing_context=context,
         )

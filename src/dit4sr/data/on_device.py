@@ -12,7 +12,9 @@ from dit4sr.data.samples import SCALE, margin_place
 from dit4sr.randomness import sample_seed
 
 
-def degrade_patches(batch: Batch, preset: DegradationPreset, *, seed: int, crop: int, margin: int) -> Batch:
+def degrade_patches(
+    batch: Batch, preset: DegradationPreset, *, seed: int, crop: int, margin: int, jpeg: str = "libjpeg"
+) -> Batch:
     """Replace ``patch`` by the training pairs that are cut from its degradation.
 
     Args:
@@ -20,13 +22,14 @@ def degrade_patches(batch: Batch, preset: DegradationPreset, *, seed: int, crop:
         preset: the degradation.
         seed: the run's seed; with the index it gives each sample's parameters and place.
         crop, margin: HR pixels.
+        jpeg: the codec, see `degrade_batch`.
 
     Returns:
         The batch with hq uint8 (B, 3, crop, crop) and lq uint8 (B, 3, crop/4, crop/4) in place of patch.
     """
     indices = batch["index"].tolist()
     patch = batch["patch"].float() / 255
-    hq, lq = degrade_batch(patch, preset, [sample_seed(seed, i, "degradation") for i in indices])
+    hq, lq = degrade_batch(patch, preset, [sample_seed(seed, i, "degradation") for i in indices], jpeg=jpeg)
     places = torch.tensor([margin_place(seed, i, margin) for i in indices], device=hq.device)
     rest = {key: value for key, value in batch.items() if key != "patch"}
     return rest | {

@@ -81,9 +81,8 @@ def _keyed(folder: Path, rule: str, side: str) -> dict[Key, Path]:
 
 
 def _images(folder: Path) -> Iterable[Path]:
-    return sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-    )
+    named = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+    return sorted(path for path in named if path.is_file())
 
 
 class PairReader:

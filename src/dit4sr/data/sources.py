@@ -40,6 +40,7 @@ def check_sources(data: Mapping[str, Any]) -> None:
     name = data["name"]
     if name not in NAMES:
         raise UserError(f"unknown data {name!r}: choose one of {', '.join(NAMES)}.")
+    _check_codec(data)
     if name == "embedded":
         return
     if name == "paired" and (data.get("lq") or data.get("hq")):
@@ -56,6 +57,18 @@ def check_sources(data: Mapping[str, Any]) -> None:
                 raise UserError(
                     f"data.shards={place}: no such folder or shards; python prepare.py source=<photos> makes some"
                 )
+
+
+def _check_codec(data: Mapping[str, Any]) -> None:
+    """Refuse a codec that is not known or not installed, or that nothing would use."""
+    codec, engine = data.get("jpeg", "libjpeg"), data.get("engine", "worker")
+    if codec == "libjpeg":
+        return
+    from dit4sr.data.degradations.codecs import find_codec
+
+    find_codec(codec)
+    if engine != "device":
+        raise UserError(f"data.jpeg={codec} is of data.engine=device; data.engine={engine} uses libjpeg itself.")
 
 
 def find_sources(

@@ -2,6 +2,7 @@
 
 Only the lossy steps are done: JFIF colour, 4:2:0 chroma, 8x8 DCT, quantisation, and back. Roundings, chroma
 averaging and triangle upsampling follow libjpeg, so that the result is that of a real codec to about a level.
+Gradients pass the roundings straight through.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dit4sr.data.degradations.batched_resize import repeated, take
+from dit4sr.data.degradations.rounding import rounded
 
 # ITU-T T.81, tables K.1 and K.2, row by row.
 LUMA_TABLE = (
@@ -66,9 +68,9 @@ def _requantise(plane: Tensor, table: Tensor) -> Tensor:
     table = table[:, None, None, :, None, :]
     blocks = (plane - 128).reshape(b, c, h // 8, 8, w // 8, 8)
     coefficients = torch.einsum("ky,bchywx,lx->bchkwl", dct, blocks, dct)
-    coefficients = torch.round(coefficients / table) * table
+    coefficients = rounded(coefficients / table) * table
     blocks = torch.einsum("ky,bchkwl,lx->bchywx", dct, coefficients, dct)
-    return torch.round(blocks.reshape(b, c, h, w) + 128).clamp(0, 255)
+    return rounded(blocks.reshape(b, c, h, w) + 128).clamp(0, 255)
 
 
 def jpeg_batch(image: Tensor, heights: Tensor, widths: Tensor, qualities: Sequence[int]) -> Tensor:
@@ -82,17 +84,18 @@ def jpeg_batch(image: Tensor, heights: Tensor, widths: Tensor, qualities: Sequen
     device = image.device
     height, width = image.shape[2:]
     padded_height, padded_width = -(-height // 16) * 16, -(-width // 16) * 16
-    levels = torch.round(image.clamp(0, 1) * 255)
+    levels = rounded(image.clamp(0, 1) * 255)
     levels = take(levels, repeated(padded_height, heights), repeated(padded_width, widths))
 
     to_ycc = torch.tensor(_TO_YCC, device=device)
     ycc = torch.einsum("yc,bchw->byhw", to_ycc, levels)
-    ycc = torch.round(ycc + torch.tensor([0.0, 128.0, 128.0], device=device)[:, None, None])
+    ycc = rounded(ycc + torch.tensor([0.0, 128.0, 128.0], device=device)[:, None, None])
     luma = _requantise(ycc[:, :1], quantisation_tables(qualities, LUMA_TABLE).to(device))
 
-    # libjpeg rounds the mean of four half down and half up in turn, so as not to drift.
-    bias = 1 + torch.arange(padded_width // 2, device=device) % 2
-    chroma = torch.floor((F.avg_pool2d(ycc[:, 1:], 2) * 4 + bias) / 4)
+    # libjpeg rounds the mean of four half down and half up in turn, so as not to drift: floor((sum + 1 or 2) / 4).
+    # Of sums that are whole numbers that is the nearest number to (sum - 1/2 or + 1/2) / 4, and never a half.
+    bias = torch.arange(padded_width // 2, device=device) % 2 - 0.5
+    chroma = rounded((F.avg_pool2d(ycc[:, 1:], 2) * 4 + bias) / 4)
     rows = repeated(padded_height // 2, (heights + 1) // 2)
     # It pads to the right before the averaging, as above, but to the bottom after it.
     chroma = take(chroma, rows, repeated(padded_width // 2, torch.full_like(widths, padded_width // 2)))
@@ -100,8 +103,8 @@ def jpeg_batch(image: Tensor, heights: Tensor, widths: Tensor, qualities: Sequen
     columns = repeated(padded_width // 2, (widths + 1) // 2)
     chroma = take(chroma, rows, columns)
     # Weights of 3/4 and 1/4 in each direction: libjpeg's "fancy" upsampling.
-    chroma = torch.round(F.interpolate(chroma, scale_factor=2, mode="bilinear", align_corners=False))
+    chroma = rounded(F.interpolate(chroma, scale_factor=2, mode="bilinear", align_corners=False))
 
     decoded = torch.cat([luma, chroma - 128], dim=1)
     rgb = torch.einsum("cy,byhw->bchw", torch.tensor(_TO_RGB, device=device), decoded)
-    return torch.round(rgb).clamp(0, 255)[:, :, :height, :width] / 255
+    return rounded(rgb).clamp(0, 255)[:, :, :height, :width] / 255

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dit4sr.data.degradations.batched_jpeg import jpeg_batch
 from dit4sr.data.degradations.batched_resize import reflected, resize_matrices, take
+from dit4sr.data.degradations.codecs import Codec, find_codec
 from dit4sr.data.degradations.kernels import make_kernel, pad_kernel
 from dit4sr.data.degradations.parameters import (
     KernelParameters,
@@ -27,6 +27,7 @@ from dit4sr.data.degradations.parameters import (
     draw_parameters,
 )
 from dit4sr.data.degradations.presets import MAX_KERNEL_SIZE, DegradationPreset, as_preset
+from dit4sr.data.degradations.rounding import to_levels
 from dit4sr.data.degradations.worker import LUMA, USM_SIZE, USM_THRESHOLD, USM_WEIGHT
 from dit4sr.errors import UserError
 
@@ -46,22 +47,26 @@ class Ragged:
         return cls(pixels, heights, widths, tuple(sizes))
 
 
-@torch.no_grad()
-def degrade_batch(hq: Tensor, preset: str | DegradationPreset, seeds: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-    """Synthesise the low-quality images of a batch of photos.
+def degrade_batch(
+    hq: Tensor, preset: str | DegradationPreset, seeds: Sequence[int] | Tensor, *, jpeg: str = "libjpeg"
+) -> tuple[Tensor, Tensor]:
+    """Synthesise the low-quality images of a batch of photos; differentiable with respect to them.
 
     Args:
         hq: (B, 3, H, W) floating RGB in [0, 1], H and W positive multiples of 4.
         preset: a name of `configs/degradation`, or a preset.
         seeds: B non-negative integers. An image's result depends on its own seed alone, and its parameters
             are those that `degrade` draws from it.
+        jpeg: the codec: "libjpeg" for this project's, which gives a real codec's result; "kornia" for kornia's
+            differentiable one.
 
     Returns:
         hq: (B, 3, H, W) float32 in steps of 1/255, the target: sharpened where the preset sharpens.
         lq: (B, 3, H/4, W/4) float32 in steps of 1/255.
 
     Raises:
-        UserError: a tensor of another type or shape, or another number of seeds than images.
+        UserError: a tensor of another type or shape, another number of seeds than images, or a codec that is
+            not known or not installed.
     """
     if not isinstance(hq, Tensor) or hq.ndim != 4 or hq.shape[1] != 3 or not hq.is_floating_point():
         raise UserError("a batch to degrade must be a float RGB tensor (B, 3, H, W) in [0, 1]: convert it.")
@@ -70,15 +75,15 @@ def degrade_batch(hq: Tensor, preset: str | DegradationPreset, seeds: Sequence[i
     seeds = [int(seed) for seed in seeds]
     if len(seeds) != batch:
         raise UserError(f"{batch} images need {batch} seeds, not {len(seeds)}.")
-    preset = as_preset(preset)
+    preset, codec = as_preset(preset), find_codec(jpeg)
     if batch == 0:
         return hq.float(), hq.new_zeros(0, 3, height // 4, width // 4, dtype=torch.float32)
     # Autocast would run the filters in half precision, far coarser than the 8-bit result.
     with torch.autocast(hq.device.type, enabled=False):
-        return _degrade(hq.float().clamp(0, 1), preset, seeds)
+        return _degrade(hq.float().clamp(0, 1), preset, seeds, codec)
 
 
-def _degrade(image: Tensor, preset: DegradationPreset, seeds: list[int]) -> tuple[Tensor, Tensor]:
+def _degrade(image: Tensor, preset: DegradationPreset, seeds: list[int], codec: Codec) -> tuple[Tensor, Tensor]:
     height, width = image.shape[2:]
     parameters = [draw_parameters(preset, seed, height, width) for seed in seeds]
     generators = [torch.Generator(image.device).manual_seed(device_noise_seed(seed)) for seed in seeds]
@@ -90,23 +95,18 @@ def _degrade(image: Tensor, preset: DegradationPreset, seeds: list[int]) -> tupl
     x = blur(x, [p.blur1 for p in parameters])
     x = resize(x, [p.resize1 for p in parameters])
     x = add_noise(x, [p.noise1 for p in parameters], generators)
-    x = jpeg(x, [p.jpeg1 for p in parameters], range(len(seeds)))
+    x = jpeg(x, [p.jpeg1 for p in parameters], range(len(seeds)), codec)
 
     x = blur(x, [p.blur2 for p in parameters])
     x = resize(x, [p.resize2 for p in parameters])
     x = add_noise(x, [p.noise2 for p in parameters], generators)
 
     qualities = [p.jpeg2 for p in parameters]
-    x = jpeg(x, qualities, [b for b, p in enumerate(parameters) if not p.jpeg_last])
+    x = jpeg(x, qualities, [b for b, p in enumerate(parameters) if not p.jpeg_last], codec)
     x = resize(x, [p.resize3 for p in parameters])
     x = blur(x, [p.sinc for p in parameters])
-    x = jpeg(x, qualities, [b for b, p in enumerate(parameters) if p.jpeg_last])
+    x = jpeg(x, qualities, [b for b, p in enumerate(parameters) if p.jpeg_last], codec)
     return target, to_levels(x.pixels)
-
-
-def to_levels(image: Tensor) -> Tensor:
-    """Clip to [0, 1] and round to steps of 1/255."""
-    return torch.round(image.clamp(0, 1) * 255) / 255
 
 
 def sharpen(image: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ def resize(x: Ragged, parameters: Sequence[ResizeParameters]) -> Ragged:
 
 
 def add_noise(x: Ragged, parameters: Sequence[NoiseParameters], generators: Sequence[torch.Generator]) -> Ragged:
-    """Add each image's noise and clip to [0, 1], as `worker.add_noise`."""
+    """Add each image's noise and clip to [0, 1], as `worker.add_noise`; to gradients the noise is a constant."""
     noisy = torch.zeros_like(x.pixels)
     for b, (p, generator, (h, w)) in enumerate(zip(parameters, generators, x.sizes, strict=True)):
         image = x.pixels[b, :, :h, :w]
@@ -167,7 +167,7 @@ def add_noise(x: Ragged, parameters: Sequence[NoiseParameters], generators: Sequ
         else:
             luma = torch.tensor(LUMA, device=image.device)[:, None, None]
             source = (image * luma).sum(0, keepdim=True) if p.gray else image
-            noise = poisson_noise(torch.round(source.clamp(0, 1) * 255), generator)
+            noise = poisson_noise(torch.round(source.detach().clamp(0, 1) * 255), generator)
         noisy[b, :, :h, :w] = (image + p.strength * noise).clamp(0, 1)
     return Ragged(noisy, x.heights, x.widths, x.sizes)
 
@@ -181,10 +181,10 @@ def poisson_noise(levels: Tensor, generator: torch.Generator) -> Tensor:
     return torch.poisson(image * v, generator=generator) / v - image
 
 
-def jpeg(x: Ragged, qualities: Sequence[int], chosen: Sequence[int]) -> Ragged:
+def jpeg(x: Ragged, qualities: Sequence[int], chosen: Sequence[int], codec: Codec) -> Ragged:
     """Send the chosen images of the batch through a JPEG round trip of their qualities."""
     if not chosen:
         return x
     index = torch.tensor(list(chosen), device=x.pixels.device)
-    coded = jpeg_batch(x.pixels[index], x.heights[index], x.widths[index], [qualities[b] for b in chosen])
+    coded = codec(x.pixels[index], x.heights[index], x.widths[index], [qualities[b] for b in chosen])
     return Ragged(x.pixels.index_copy(0, index, coded), x.heights, x.widths, x.sizes)

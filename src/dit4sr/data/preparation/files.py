@@ -45,6 +45,8 @@ class FileSource:
             if os.path.isfile(text):
                 with open(text, encoding="utf-8-sig", errors="replace") as file:
                     caption = file.read().strip()
+            if os.path.exists(path) and not os.path.isfile(path):
+                raise UnreadableImage("not a regular file")  # to open a pipe would wait for ever
             with open(path, "rb") as opened:
                 data = opened.read()
             image = decode_image(data)

@@ -52,8 +52,11 @@ bench: setup  ## Measure speed on this machine's CPU (minutes)
 	$(BIN)/python benchmarks/sampling.py $(ARGS)
 	$(BIN)/python benchmarks/training.py $(ARGS)
 	$(BIN)/python benchmarks/training.py --profile $(ARGS)
+	$(BIN)/python benchmarks/memory.py --full $(ARGS)
 
+# Eight minutes at most: rows that there is no time for are printed as left out.
 bench-gpu: setup  ## Measure speed on a GPU: full-size networks with random weights, no downloads
 	$(BIN)/python benchmarks/sampling.py --device cuda $(ARGS)
 	$(BIN)/python benchmarks/training.py --device cuda --trace outputs/training_trace.json.gz $(ARGS)
 	$(BIN)/python benchmarks/degradation.py --device cuda $(ARGS)
+	$(BIN)/python benchmarks/memory.py --full --device cuda $(ARGS)

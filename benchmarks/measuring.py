@@ -63,6 +63,7 @@ def paired(
     rounds: int = 7,
     warm_up: int = 2,
     device: str = "cpu",
+    until: float = float("inf"),
 ) -> dict[str, Measured]:
     """Time actions turn by turn.
 
@@ -72,15 +73,21 @@ def paired(
         rounds: timed calls of each.
         warm_up: calls of each before (compilation, caches).
         device: cpu or cuda…; a GPU's work is waited for.
+        until: of ``time.monotonic``: a round that would end later is not begun, but for the first.
     """
     baseline = next(iter(actions)) if baseline is None else baseline
     for action in actions.values():
         for _ in range(warm_up):
             seconds_of(action, device)
     values: dict[str, list[float]] = {label: [] for label in actions}
-    for _ in range(rounds):
+    took = 0.0
+    for turn in range(rounds):
+        began = time.monotonic()
+        if turn and began + took > until:
+            break
         for label, action in actions.items():
             values[label].append(seconds_of(action, device))
+        took = time.monotonic() - began
     return summarised(values, baseline)
 
 
@@ -106,7 +113,11 @@ def table(rows: Sequence[Sequence[Any]], head: Sequence[str]) -> str:
 
 
 def comparison(
-    measured: Mapping[str, Measured], *, what: str = "variant", columns: Mapping[str, Mapping[str, str]] | None = None
+    measured: Mapping[str, Measured],
+    *,
+    what: str = "variant",
+    columns: Mapping[str, Mapping[str, str]] | None = None,
+    missing: Mapping[str, str] | None = None,
 ) -> str:
     """The table of medians, quartiles and ratios.
 
@@ -114,12 +125,14 @@ def comparison(
         measured: of :func:`paired`.
         what: head of the first column.
         columns: more of them: head → label → cell.
+        missing: label → why there is no figure: rows of their own.
     """
     columns = columns or {}
     rows = [
         [label, milliseconds(m), f"{m.ratio:.2f}×", *(cells.get(label, "–") for cells in columns.values())]
         for label, m in measured.items()
     ]
+    rows += [[label, why, "–", *("–" for _ in columns)] for label, why in (missing or {}).items()]
     return table(rows, [what, "median ms (quartiles)", f"speed against {next(iter(measured))}", *columns])
 
 

@@ -1,18 +1,21 @@
 """Measure how the memory of a restoration grows with the image: ``python benchmarks/memory.py --help``.
 
 Every size runs in a process of its own: the peak of its resident memory, less what it held with the model loaded.
+``--full`` predicts what the full-size models need on a GPU instead, from the meta device; with ``--device cuda`` a
+random one of that size is also measured there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from measuring import Report, add_arguments, table
 
 STEPS = 2
 UPSCALE = 4
@@ -119,27 +122,43 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", choices=MODELS, default=list(MODELS))
     parser.add_argument("--colour", default="wavelet", help="none, adain or wavelet (default wavelet)")
     parser.add_argument("--guidance", type=float, default=2.0, help="1 halves the time (default 2)")
+    parser.add_argument("--full", action="store_true", help="the full size: predicted, and on a GPU measured")
     parser.add_argument("--one", nargs=2, metavar=("MODEL", "SIZE"), help=argparse.SUPPRESS)
+    add_arguments(parser, rounds=1)
     arguments = parser.parse_args()
     if arguments.one:
         model, side = arguments.one
         print(json.dumps(measure(model, int(side), arguments.colour, arguments.guidance)))
         return
+    report = Report("memory", arguments.device, arguments.note)
+    if arguments.full:
+        full_size(report)
+    else:
+        by_size(report, arguments)
+    report.write(arguments.out)
 
-    import torch
 
-    print(
-        f"{platform.processor() or platform.machine()}, torch {torch.__version__}; one image, ×{UPSCALE}, "
-        f"{STEPS} steps, guidance {arguments.guidance:g}, colour {arguments.colour}; "
+def full_size(report: Report) -> None:
+    """What the published size needs, by arithmetic, and on a GPU by measuring a sampling step with random weights."""
+    from predicted import measured, predict
+
+    for model in ("dit4sr", "sd3_controlnet"):
+        report.say(f"\n## {model}\n")
+        predict(report, model)
+        if report.device.startswith("cuda"):
+            report.say(f"\nMeasured: {measured(model, report.device) / 1e9:.2f} GB for weights and a guided step.")
+
+
+def by_size(report: Report, arguments: argparse.Namespace) -> None:
+    """Restorations of images of several sizes, each in a process of its own."""
+    report.say(
+        f"One image, ×{UPSCALE}, {STEPS} steps, guidance {arguments.guidance:g}, colour {arguments.colour}; "
         "peak resident memory less the loaded model's\n"
     )
-    print(
-        "| result | " + " | ".join(f"{m}: MB | bytes a pixel more than the first | s" for m in arguments.models) + " |"
-    )
-    print("|---:|" + "---:|" * 3 * len(arguments.models))
     first: dict[str, float] = {}
+    rows = []
     for side in arguments.sizes:
-        cells = []
+        cells: list[str] = [f"{side}²"]
         for model in arguments.models:
             command = [sys.executable, __file__, "--one", model, str(side)]
             command += ["--colour", arguments.colour, "--guidance", str(arguments.guidance)]
@@ -150,8 +169,10 @@ def main() -> None:
             first.setdefault(model, row["extra"])
             pixels = side**2 - arguments.sizes[0] ** 2
             growth = f"{(row['extra'] - first[model]) / pixels:.1f}" if pixels else "–"
-            cells.append(f"{row['extra'] / 1e6:.0f} | {growth} | {row['seconds']:.0f}")
-        print(f"| {side}² | " + " | ".join(cells) + " |", flush=True)
+            cells += [f"{row['extra'] / 1e6:.0f}", growth, f"{row['seconds']:.0f}"]
+        rows.append(cells)
+    heads = [head for m in arguments.models for head in (f"{m}: MB", "bytes a pixel more than the first", "s")]
+    report.say(table(rows, ["result", *heads]))
 
 
 if __name__ == "__main__":

@@ -2,23 +2,25 @@
 
 A step is what training does with a batch of latents: network, loss, backward pass, guard, clipping, optimiser, average.
 On the CPU it is the nano recipe's; with ``--device cuda`` DiT4SR on a frozen bfloat16 base of SD3.5-Medium's size with
-random weights (speed does not depend on them), trained weights in float32, 512×512, batch 8; then the same through
-Lightning, from shards on the disk, with its callbacks. ``--profile`` says how the nano training's and sampling's time
-divides; ``--trace`` writes a chrome trace of three steps.
+random weights (speed does not depend on them), trained weights in float32, 512×512, batch 8, with and without gradient
+checkpointing; then the same through Lightning, from shards on the disk, with its callbacks. There is a limit of time
+there (``--minutes``): rows that would end after it say so. ``--profile`` says how the nano training's and sampling's
+time divides; ``--trace`` writes a chrome trace of three steps, and counts where the host waited in them.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import tempfile
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import Report, add_arguments, comparison, paired, table
+from measuring import Report, add_arguments, comparison, paired, seconds_of, table
 from omegaconf import OmegaConf
 
 from dit4sr import flow
@@ -33,6 +35,11 @@ from dit4sr.training.utilisation import peak_flops
 
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaMemcpy", "aten::item", "aten::_local_scalar_dense")
 """What the host does where it waits for a GPU."""
+
+COMPILING = 40.0
+"""Seconds that compiling a step's blocks, forward and backward, is expected to take on a GPU."""
+BY_LIGHTNING = 40.0
+"""Seconds that are kept for the training by Lightning."""
 
 
 def config(group: str, name: str) -> dict[str, Any]:
@@ -119,13 +126,42 @@ def on_the_gpu(step: Step) -> dict[str, Callable[[], None]]:
     return {
         "checkpointing": variant(True, False),
         "plain": variant(False, False),
-        "checkpointing, compiled blocks": variant(True, True),
         "compiled blocks": variant(False, True),
+        "checkpointing, compiled blocks": variant(True, True),
     }
 
 
-def steps_table(report: Report, arguments: argparse.Namespace) -> Callable[[], object]:
-    """Time the variants; the fastest is returned."""
+def warmed(
+    actions: Mapping[str, Callable[[], object]], device: str, until: float
+) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
+    """Call each once, as long as there is time; what cannot run, or has no time, is said.
+
+    Args:
+        actions: label → step; those with "compiled" in their names wait for the compiler.
+        device: cpu or cuda….
+        until: of ``time.monotonic``.
+    """
+    ready: dict[str, Callable[[], object]] = {}
+    missing: dict[str, str] = {}
+    compiling = COMPILING
+    for label, action in actions.items():
+        compiled = "compiled" in label
+        if ready and time.monotonic() + (compiling if compiled else 1.0) > until:
+            missing[label] = "left out: no time"
+            continue
+        try:
+            took = seconds_of(action, device)
+            seconds_of(action, device)
+        except torch.OutOfMemoryError:
+            missing[label] = "does not fit the memory"
+            continue
+        compiling = took if compiled else compiling
+        ready[label] = action
+    return ready, missing
+
+
+def steps_table(report: Report, arguments: argparse.Namespace, until: float = float("inf")) -> Callable[[], object]:
+    """Time the variants that there is time for; the fastest is returned."""
     device, backbone = report.device, config("backbone", arguments.backbone)
     if device.startswith("cuda"):
         training = config("training", arguments.backbone)
@@ -136,7 +172,12 @@ def steps_table(report: Report, arguments: argparse.Namespace) -> Callable[[], o
     else:
         made = on_the_cpu(arguments.model, arguments.backbone, arguments.batch, not arguments.no_compile)
         actions, batch = made, len(made["plain"].z)
-    measured = paired(actions, rounds=arguments.rounds, device=device)
+    if arguments.no_compile:
+        actions = {label: action for label, action in actions.items() if "compiled" not in label}
+    actions, missing = warmed(actions, device, until)
+    if not actions:
+        raise SystemExit(f"no step can be run: {missing}")
+    measured = paired(actions, rounds=arguments.rounds, warm_up=0, device=device, until=until)
     side = backbone["crop"] // scale_of(backbone)
     counted = step_flops(config("model", arguments.model), backbone, side, checkpointing=True)
     half = "bf16-mixed" if device.startswith("cuda") else "32-true"
@@ -154,7 +195,7 @@ def steps_table(report: Report, arguments: argparse.Namespace) -> Callable[[], o
         columns["peak GiB"] = {label: f"{peak_gib(action):.1f}" for label, action in actions.items()}
     what = f"{arguments.model} on {arguments.backbone}"
     report.say(f"Training steps of {what}, {batch} crops of {backbone['crop']} px:\n")
-    report.say(comparison(measured, what="step", columns=columns) + "\n")
+    report.say(comparison(measured, what="step", columns=columns, missing=missing) + "\n")
     parts = (counted.forward, counted.activations, counted.weights, counted.recomputed)
     names = ("forward", "gradients of activations", "of trained weights", "computed again with checkpointing")
     words = ", ".join(f"{part / 1e9:.4g} {name}" for part, name in zip(parts, names, strict=True))
@@ -191,7 +232,10 @@ def trace(report: Report, step: Callable[[], object], path: Path) -> None:
         for event in profiler.events()
         if event.name in WAITS and any(a <= event.time_range.start < b for a, b in inside)
     ]
-    counted = f"; the host waits for the GPU {len(waits)} times in them" if on_gpu else ""
+    names = ", ".join(f"{name} {count}×" for name, count in Counter(waits).items())
+    counted = (
+        f"; the host waits for the GPU {len(waits)} times in them{f' ({names})' if names else ''}" if on_gpu else ""
+    )
     report.say(f"Trace of three steps: {path.name}{counted}.\n")
     averages = profiler.key_averages()
     column = "self_device_time_total" if on_gpu else "self_cpu_time_total"
@@ -199,62 +243,6 @@ def trace(report: Report, step: Callable[[], object], path: Path) -> None:
     whole = sum(getattr(a, column) for a in averages) or 1
     rows = [[a.key[:60], f"{getattr(a, column) / 3000:.1f}", f"{100 * getattr(a, column) / whole:.0f} %"] for a in top]
     report.say(table(rows, ["operator", "ms a step", "share"]) + "\n")
-
-
-def end_to_end(report: Report, arguments: argparse.Namespace, steps: int) -> None:
-    """Training by Lightning from shards: photos are read, degraded by workers and encoded; text is given."""
-    import lightning
-    from loading import data_module, shards_of_photos
-
-    from dit4sr.prompts import HashingTextEncoder
-    from dit4sr.studies.counting import random_autoencoder
-    from dit4sr.training.data_report import DataReport
-    from dit4sr.training.guards import FiniteGradients, LossSpikes
-    from dit4sr.training.module import DiT4SRModule
-    from dit4sr.training.trainer import build_monitor
-
-    model, backbone = config("model", arguments.model), config("backbone", arguments.backbone)
-    training = config("training", arguments.backbone) | {"gradient_checkpointing": False, "compile": "blocks"}
-    text, batch = backbone["text_encoder"], arguments.batch or 8
-    with tempfile.TemporaryDirectory() as folder:
-        shards = shards_of_photos(Path(folder) / "shards", backbone["crop"] + 128)
-        data = data_module(shards, crop=backbone["crop"], batch=batch, workers=arguments.workers)
-        autoencoder = random_autoencoder(backbone, report.device)
-        module = DiT4SRModule(
-            random_training_network(model, backbone, report.device),
-            autoencoder,
-            HashingTextEncoder(text["tokens"], text["width"], text["pooled_width"]),
-            training,
-            steps=steps,
-            seed=0,
-            identity={},
-        )
-        settings = {"log_every_n_steps": steps // 3, "max_steps": steps, "precision": training["precision"]}
-        settings |= {"peak_flops": arguments.peak}
-        run = {"trainer": settings, "backbone": backbone, "model": model, "training": training}
-        monitor = build_monitor(run | {"data": {"batch_size": batch}}, Path(folder))
-        callbacks = [FiniteGradients(3, Path(folder)), LossSpikes(Path(folder)), DataReport(steps // 3), monitor]
-        trainer = lightning.Trainer(
-            max_steps=steps,
-            accelerator="gpu" if report.device.startswith("cuda") else "cpu",
-            devices=1,
-            precision=training["precision"],
-            gradient_clip_val=training["gradient_clip"],
-            log_every_n_steps=steps // 3,
-            callbacks=[*callbacks, monitor.last],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        trainer.fit(module, datamodule=data)
-    values = monitor.latest
-    report.say(
-        f"By Lightning from shards, {arguments.workers} workers, the autoencoder encoding both images, compiled "
-        f"blocks, the last {steps // 3} of {steps} steps: {values['speed/samples_per_second']:.1f} samples/s, "
-        f"data wait {100 * values['speed/data_wait']:.2f} %, MFU {100 * values.get('train/mfu', float('nan')):.1f} % "
-        f"(the autoencoder's work is not counted), {values.get('speed/memory_gib', float('nan')):.1f} GiB.\n"
-    )
 
 
 def main() -> None:
@@ -265,7 +253,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="crops a step (default: the recipe's; on a GPU 8)")
     parser.add_argument("--peak", default="auto", help="FLOP/s that MFU refers to (default: as trainer.peak_flops)")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--by-lightning", action="store_true", help="on the CPU too: the training by Lightning")
     parser.add_argument("--workers", type=int, default=8, help="data workers of the training by Lightning (default 8)")
+    parser.add_argument("--minutes", type=float, default=2.2, help="on a GPU: nothing begins that ends after (2.2)")
     parser.add_argument("--steps", type=int, default=30, help="of the training by Lightning or under --profile")
     parser.add_argument("--profile", action="store_true", help="where the nano training's and sampling's time goes")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="write a chrome trace of three steps (.json.gz too)")
@@ -273,6 +263,8 @@ def main() -> None:
     arguments = parser.parse_args()
     on_gpu = arguments.device.startswith("cuda")
     arguments.backbone = arguments.backbone or ("sd35_medium" if on_gpu else "nano")
+    until = time.monotonic() + 60 * arguments.minutes if on_gpu else float("inf")
+    arguments.rounds = min(arguments.rounds, 3) if on_gpu else arguments.rounds
 
     report = Report("profile" if arguments.profile else "training", arguments.device, arguments.note)
     if arguments.profile:
@@ -281,15 +273,21 @@ def main() -> None:
         profile_training(report, arguments.steps)
         profile_sampling(report)
     else:
-        fastest = steps_table(report, arguments)
+        fastest = steps_table(report, arguments, until - BY_LIGHTNING)
         if arguments.trace:
             trace(report, fastest, arguments.trace)
-        if on_gpu:
+        if on_gpu or arguments.by_lightning:
             del fastest
             torch._dynamo.reset()  # which keeps what it compiled, and so the network
             gc.collect()
-            torch.cuda.empty_cache()
-            end_to_end(report, arguments, arguments.steps)
+            if on_gpu:
+                torch.cuda.empty_cache()
+            if time.monotonic() + BY_LIGHTNING < until:
+                from by_lightning import end_to_end
+
+                end_to_end(report, arguments, arguments.steps)
+            else:
+                report.say(f"By Lightning from shards: left out for lack of time (--minutes {arguments.minutes:g}).\n")
     report.write(arguments.out)
 
 

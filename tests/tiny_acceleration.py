@@ -23,6 +23,7 @@ NONE = AccelerationSettings(
     cuda_graphs=False,
     quantise="none",
     reuse_below=None,
+    network_dtype=None,
     autoencoder_dtype=None,
     tiny_vae=None,
 )

@@ -26,15 +26,22 @@ def write_atomically(path: str | Path, *, durable: bool = False) -> Iterator[Pat
             temporary.write_text(text)
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}{path.suffix}")
-    try:
+    with unfinished(path) as temporary:
         yield temporary
         if durable:
             flush(temporary)
         os.replace(temporary, path)
         if durable:
             flush(path.parent)
+
+
+@contextmanager
+def unfinished(path: Path) -> Iterator[Path]:
+    """Yield a hidden name beside ``path``, no other writer's; a file that still has it at the end is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}{path.suffix}")
+    try:
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
 

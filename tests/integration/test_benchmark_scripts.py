@@ -33,13 +33,26 @@ TINY = {
     "startup.py": ["--rounds", "1", "--budget", "60", "--commands", "train.py --help"],
     "degradation.py": ["--images", "2", "--size", "160", "--batch", "2"],
     "loading.py": ["--side", "96", "--crop", "64", "--batch", "2", "--workers", "0", "--rounds", "1"],
-    "training.py": ["--batch", "1", "--rounds", "1", "--no-compile", "--peak", "1e12"],
+    "training.py": [
+        "--batch",
+        "1",
+        "--rounds",
+        "1",
+        "--no-compile",
+        "--peak",
+        "1e12",
+        "--by-lightning",
+        "--steps",
+        "6",
+        "--workers",
+        "0",
+    ],
 }
 WORDS = {
     "startup.py": ["python -c pass", "train.py --help", "within", "package"],
     "degradation.py": ["worker engine", "literal, torch codec", "images/s"],
     "loading.py": ["degrading it", "workers", "samples/s"],
-    "training.py": ["plain", "checkpointing", "MFU", "GFLOP of a crop"],
+    "training.py": ["plain", "checkpointing", "MFU", "GFLOP of a crop", "By Lightning from shards", "data wait"],
 }
 
 

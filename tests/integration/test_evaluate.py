@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
 from PIL import Image
 from tiny_checkpoint import compose_verb, load, picture, save, write_checkpoint, write_pairs
 
@@ -195,27 +194,6 @@ def test_no_readable_image_at_all(tmp_path: Path) -> None:
         evaluate(tmp_path / "in", tmp_path / "out", "method=bicubic")
 
 
-def test_somebody_else_s_images(tmp_path: Path, pairs: Path) -> None:
-    theirs = tmp_path / "theirs"
-    theirs.mkdir()
-    for name in NAMES[:2]:
-        save(theirs / f"{name}.png", load(pairs / "hq" / f"{name}.png") // 2)
-    given = ("method=folder", f"method.path={theirs}", "method.label=half")
-    with pytest.raises(UserError, match=r"no image for cat of"):
-        evaluate(pairs, tmp_path / "out", *given)
-    save(theirs / "cat.png", picture(64, 60, 0))
-    with pytest.raises(UserError, match=r"cat\.png has 60×64 pixels"):
-        evaluate(pairs, tmp_path / "out", *given)
-    save(theirs / "cat.png", load(pairs / "hq" / "cat.png"))
-    assert evaluate(pairs, tmp_path / "out", *given) == 0
-    rows = read_rows(tmp_path / "out" / "per_image.csv")
-    assert value(rows, "cat", "half") == pytest.approx(80)
-    assert value(rows, "ant", "half", "gradient_energy") == pytest.approx(0.25, abs=0.02)
-    assert np.array_equal(load(tmp_path / "out" / "restored" / "ant.png"), load(theirs / "ant.png"))
-    with pytest.raises(UserError, match="shuffled=true"):
-        evaluate(pairs, tmp_path / "out", *given, "shuffled=true")
-
-
 def test_the_checkpoint_s_own_model_is_taken(tmp_path: Path, checkpoints: Path, pairs: Path) -> None:
     for model in ("variant_b", "sd3_controlnet"):
         assert evaluate(pairs, tmp_path / model, f"ckpt={checkpoint(checkpoints, model)}") == 0
@@ -273,54 +251,6 @@ def test_settings_of_the_wrong_kind_are_refused(tmp_path: Path, pairs: Path, opt
     with pytest.raises(UserError, match=re.escape(option.split("=")[0])):
         evaluate(pairs, tmp_path / "out", "method=bicubic", option)
     assert not (tmp_path / "out").exists()
-
-
-def test_a_folder_whose_names_are_wrong_is_refused(tmp_path: Path, pairs: Path) -> None:
-    for name, other in zip(NAMES, [*NAMES[1:], NAMES[0]], strict=True):
-        save(tmp_path / "theirs" / f"{name}.png", load(pairs / "hq" / f"{other}.png"))
-    given = ("method=folder", f"method.path={tmp_path / 'theirs'}")
-    with pytest.raises(UserError, match="3 images show something else than the LR images of their names: ant"):
-        evaluate(pairs, tmp_path / "out", *given)
-    assert evaluate(pairs, tmp_path / "out", *given, "benchmark.allow_incomplete=true") == 0
-
-
-LAYOUTS = {
-    "drealsr": ("DrealSRVal_crop128/test_LR", "DrealSRVal_crop128/test_HR", 93, 128),
-    "realsr": ("RealSRVal_crop128/test_LR", "RealSRVal_crop128/test_HR", 100, 128),
-    "div2k_val": ("DIV2K_V2_val/lq", "DIV2K_V2_val/gt", 3000, 128),
-    "reallr200": ("RealLR200", None, 200, None),
-    "reallq250": ("RealLQ250", None, 250, 256),
-}
-
-
-@pytest.mark.parametrize("benchmark", list(LAYOUTS))
-def test_the_published_layouts(tmp_path: Path, benchmark: str) -> None:
-    from dit4sr.evaluation.run import find_benchmark
-
-    lq, hq, count, side = LAYOUTS[benchmark]
-    here = (f"benchmark={benchmark}", f"paths.benchmarks={tmp_path}", "out=unused")
-    config = OmegaConf.to_container(compose_verb("evaluate", *here), resolve=True)
-    with pytest.raises(UserError, match=f"get {benchmark[:5]}|get RealL|get DIV2K|get DrealSR|get RealSR") as error:
-        find_benchmark(config, set())
-    assert str(tmp_path / lq) in str(error.value)
-    small = 3 if count > 200 else count
-    for folder, size in ((lq, side or 40), (hq, 4 * (side or 40))):
-        for i in range(small) if folder else ():
-            save(tmp_path / folder / f"Canon_{i:03}.png", np.zeros((size, size, 3), np.uint8))
-    if small < count:
-        with pytest.raises(UserError, match=f"has {count} images, but .* has 3"):
-            find_benchmark(config, set())
-        config["benchmark"]["count"] = 3
-    found = find_benchmark(config, set())
-    assert (len(found.images), found.upscale, found.has_ground_truth) == (small, 4, hq is not None)
-    assert found.images[0].target == (4 * (side or 40), 4 * (side or 40))
-    if side is not None:
-        save(tmp_path / lq / "Canon_001.png", np.zeros((16, 16, 3), np.uint8))
-        with pytest.raises(UserError, match=r"Canon_001\.png"):
-            find_benchmark(config, set())
-    (tmp_path / lq / "Canon_000.png").unlink()
-    with pytest.raises(UserError, match=r"Canon_000\.png without LR" if hq else "images, but"):
-        find_benchmark(config, set())
 
 
 def test_importing_the_verbs_is_cheap() -> None:

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+import stand_in_slurm
 from preparing import config, contents, noise, prepare_killed_at, prepare_with_little_room, samples
 
 from dit4sr.data.images import encode_image, write_png
@@ -189,19 +190,24 @@ def sessions():
             yield fields[3]
 
 
-@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+@pytest.mark.parametrize("launcher", ["basic", "joblib", "slurm"])
 def test_parts_by_hydras_launchers(tmp_path, photos, undisturbed, launcher):
-    if launcher == "joblib":
-        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    if launcher != "basic":
+        plugin = {"slurm": "submitit"}.get(launcher, launcher)
+        pytest.importorskip(f"hydra_plugins.hydra_{plugin}_launcher")
     out = tmp_path / "out"
     overrides = (
         *(f"source={photos}", f"out={out}", f"paths.data={tmp_path}", "held_out=0.2", "benchmark_crop=48", "seed=1"),
         *("samples_per_shard=9", f"paths.outputs={tmp_path / 'outputs'}"),
     )
     line, options = command(f"hydra/launcher={launcher}", "part=0/3,1/3,2/3", *overrides, "-m")
+    if launcher == "slurm":
+        options["env"]["PATH"] = stand_in_slurm.install(tmp_path / "slurm")["PATH"]
     done = subprocess.run(line, **options, capture_output=True, timeout=240)
-    assert done.stdout.count("is done") == 3, done.stderr
-    assert "skipped 0/broken.png" in done.stdout
+    logs = "".join(path.read_text() for path in tmp_path.glob("outputs/prepare/*/*/.submitit/*/*_log.out"))
+    printed = logs if launcher == "slurm" else done.stdout
+    assert printed.count("is done") == 3, done.stderr
+    assert "skipped 0/broken.png" in printed
     # One part has the broken photo: the command says so, also where another process ran it.
     assert done.returncode == 1
     [listed] = [line for line in done.stderr.splitlines() if line.startswith("not done: ")]

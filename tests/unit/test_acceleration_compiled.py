@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch._inductor.config
 from tiny_acceleration import EXACT, sampled
-from tiny_sd3 import relative_error, tiny_inputs, tiny_network
+from tiny_sd3 import relative_error, tiny_controlnet, tiny_inputs, tiny_network
 
 from dit4sr.acceleration import accelerate
 
@@ -82,9 +82,10 @@ def test_a_recorded_step_is_the_plain_one() -> None:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize(("make", "layers"), [(tiny_network, 1), (tiny_controlnet, 2)])
 @torch.no_grad()
-def test_inductor_compiles_the_blocks(caplog: pytest.LogCaptureFixture) -> None:
-    network, inputs = tiny_network(num_layers=1, dual_attention_layers=()), tiny_inputs(4, 6, batch=1)
+def test_inductor_compiles_the_blocks(make: Any, layers: int, caplog: pytest.LogCaptureFixture) -> None:
+    network, inputs = make(num_layers=layers, dual_attention_layers=()), tiny_inputs(4, 6, batch=1)
     expected = inputs.call(network)
     fast = accelerate(network, replace(EXACT, compile="blocks", depth_wise="shifts"))
     with caplog.at_level("INFO", logger="dit4sr.acceleration.network"):

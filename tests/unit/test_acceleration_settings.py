@@ -12,16 +12,18 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, FlowMatchEulerDiscreteScheduler
 from omegaconf import OmegaConf
 from tiny_checkpoint import compose_verb, load, picture, save, write_checkpoint
-from tiny_sd3 import tiny_controlnet, tiny_network
+from tiny_sd3 import relative_error, tiny_controlnet, tiny_inputs, tiny_network
 
 from dit4sr.acceleration import AccelerationSettings, accelerate
 from dit4sr.acceleration.autoencoder import accelerate_autoencoder
 from dit4sr.acceleration.compiling import cache_folder, check_compiler
+from dit4sr.acceleration.network import FastNetwork
 from dit4sr.autoencoders import BlockDCT, DiffusersAutoencoder
 from dit4sr.config import config_dir
 from dit4sr.errors import UserError
 from dit4sr.prompts import HashingTextEncoder
 from dit4sr.restoration.defaults import published_sampler
+from dit4sr.restoration.loading import load_restorer
 from dit4sr.restoration.pipeline import DiT4SRPipeline
 from dit4sr.restoration.results import made_with
 from dit4sr.restoration.run import run
@@ -58,6 +60,7 @@ def test_every_file_states_every_field_itself_or_through_another(name: str) -> N
         ({"cuda_graphs": True, "compile_mode": "max-autotune"}, "records CUDA graphs itself"),
         ({"compile": "blocks", "compile_mode": "reduce-overhead"}, "use compile=step"),
         ({"autoencoder_dtype": "int8"}, "autoencoder_dtype='int8': choose one of"),
+        ({"network_dtype": "half"}, "network_dtype='half': choose one of float32, bfloat16, float16"),
         ({"speed": 11}, "missing or unknown speed"),
     ],
 )
@@ -103,6 +106,43 @@ def test_the_verbs_refuse_what_means_nothing_before_anything_is_loaded(verb: str
     config = compose_verb(verb, "acceleration.compile=all", "ckpt=nowhere", *overrides)
     with pytest.raises(UserError, match="acceleration.compile='all': choose one of"):
         {"restore": run, "evaluate": evaluate, "demo": demo}[verb](config)
+
+
+def test_what_cannot_be_quantised_is_refused_before_a_weight_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, inputs = tiny_network(), tiny_inputs()
+    expected = inputs.call(network)
+    settings = AccelerationSettings.from_config(plain_config("fp8") | {"network_dtype": None})
+    with pytest.raises(UserError, match="fp8 needs weights in bfloat16, these are float32: set acceleration.network_d"):
+        accelerate(network, settings)
+    monkeypatch.setattr("importlib.util.find_spec", lambda wanted, *_: object())
+    with pytest.raises(UserError, match="fp8 needs a GPU of the Ada or Hopper"):
+        accelerate(network, replace(settings, network_dtype="bfloat16"))
+    with pytest.raises(UserError, match="network_dtype=float16 needs a GPU"):
+        accelerate(network, AccelerationSettings.from_config(plain_config("none") | {"network_dtype": "float16"}))
+    assert torch.equal(inputs.call(network), expected), "as it was"
+
+
+def test_a_network_of_another_type_computes_in_it() -> None:
+    settings = AccelerationSettings.from_config(plain_config("exact") | {"network_dtype": "bfloat16"})
+    inputs = tiny_inputs()
+    expected = inputs.call(tiny_network())
+    fast = accelerate(tiny_network(), settings)
+    assert {parameter.dtype for parameter in fast.parameters()} == {torch.bfloat16}
+    assert 0 < relative_error(inputs.call(fast).float(), expected) < 0.05
+    alone = accelerate(tiny_network(), replace(settings, fold=False, fuse=False, cache=False, channels_last=False))
+    assert alone.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("make", [tiny_network, tiny_controlnet])
+def test_accelerating_twice_is_accelerating_once_or_refused(make: Any) -> None:
+    settings, inputs = AccelerationSettings.named("exact"), tiny_inputs()
+    fast = accelerate(make(), settings)
+    expected = inputs.call(fast)
+    assert accelerate(fast, settings) is fast
+    for other in (replace(settings, cache=False), AccelerationSettings.named("none")):
+        with pytest.raises(UserError, match="accelerated already, by other settings: load it again"):
+            accelerate(fast, other)
+    assert torch.equal(inputs.call(fast), expected)
 
 
 def test_the_baseline_does_not_reuse_blocks() -> None:
@@ -174,6 +214,24 @@ def test_the_autoencoder_computes_in_half_precision_where_asked() -> None:
 
 
 # The verbs
+
+MODELS = sorted(path.stem for path in (config_dir() / "model").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_what_the_verbs_do_by_default_suits_every_model_on_the_cpu(model: str, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "last.ckpt", "backbone=nano", f"model={model}")
+    given = [f"ckpt={tmp_path / 'last.ckpt'}", "device=cpu", "sampler.steps=1", f"model={model}"]
+    lq = picture(16, 20, seed=3)
+    restored = {}
+    for acceleration in ("default", "none"):
+        asked = given if acceleration == "default" else [*given, f"acceleration={acceleration}"]
+        config: Any = OmegaConf.to_container(compose_verb("restore", *asked), resolve=True)
+        restorer, trained = load_restorer(config, ["model", "sampler.steps"])
+        assert isinstance(restorer.network, FastNetwork) == (acceleration == "default")
+        assert trained.network is restorer.network and restorer.acceleration is not None
+        restored[acceleration] = restorer.restore(lq, "a cat", seed=0).astype(int)
+    assert abs(restored["default"] - restored["none"]).max() <= 1
 
 
 def test_restore_is_the_same_accelerated_and_says_so_in_the_result(tmp_path: Path) -> None:

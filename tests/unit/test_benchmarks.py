@@ -11,7 +11,8 @@ from PIL import Image
 from tiny_checkpoint import picture, save, write_pairs
 
 from dit4sr.errors import UserError
-from dit4sr.evaluation.benchmarks import image_size, load_benchmark
+from dit4sr.evaluation.benchmarks import load_benchmark
+from dit4sr.evaluation.image_folders import image_size
 
 
 def config(folder: Path, **changes: Any) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def test_a_killed_trial_is_tried_again_and_finished_ones_stay(tmp_path: Path, mo
     search = {**sweep_search.read_search("default"), "space": {"training.learning_rate": {"low": 1e-4, "high": 1e-2}}}
     ran: list[float] = []
 
-    def job(config: dict[str, Any], folder: Path) -> int:  # stands for a training of minutes
+    def job(config: dict[str, Any], folder: Path, told: Any) -> int:  # stands for a training of minutes
         ran.append(config["training"]["learning_rate"])
         if len(ran) == 2:
             raise KeyboardInterrupt

@@ -162,3 +162,6 @@ def test_without_a_network_it_is_said_what_to_put_where(tmp_path: Path) -> None:
     (tmp_path / FOLDER / "test_LR").mkdir(parents=True)
     (tmp_path / FOLDER / "test_LR" / "a.png").write_bytes(png(8))
     assert fetch_benchmark(config, tmp_path) is False
+    # Said before anything large is downloaded, which could not be put in its place.
+    with pytest.raises(UserError, match=f"{FOLDER} is there already, but .*test_HR holds nothing: move it away"):
+        fetch_benchmark({**config, "hq": str(tmp_path / FOLDER / "test_HR")}, tmp_path)

@@ -202,7 +202,7 @@ def test_prefetching(
     # One file more, that is not published: said, and what is here stays.
     assert prefetch.fetch({**config, "names": ["cnniqa", "musiq"]}) == 1
     said = capsys.readouterr().out
-    assert "musiq_koniq_ckpt-e95806b9.pth: could not be fetched" in said
+    assert "musiq_koniq_ckpt-e95806b9.pth (musiq): could not be fetched" in said
     assert f"put it into {weights}" in said
     assert [path.name for path in weights.iterdir()] == [CNNIQA]
 

@@ -161,6 +161,18 @@ def test_a_study_is_not_overwritten(tmp_path: Path) -> None:
         Store(tmp_path / "no study.sqlite")
 
 
+def test_photos_that_a_method_lacks_are_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = write_evaluations(tmp_path)
+    sorted((Path(given[1]) / "restored").glob("*.png"))[0].unlink()
+    arguments = [f"evaluations=[{','.join(given)}]", "ours=ours_secret"]
+    assert main(["create", *arguments, f"out={tmp_path}/study"]) == 0
+    said = capsys.readouterr().out
+    assert "photos 2, competitors 2, comparisons 4" in said
+    assert "left out, for not every method has restored them: 1" in said
+    assert main(["create", *arguments, "images=[c]", f"out={tmp_path}/one"]) == 0
+    assert "left out" not in capsys.readouterr().out
+
+
 def test_one_evaluation_can_be_compared_with_bicubic(tmp_path: Path) -> None:
     evaluations = read_evaluations(write_evaluations(tmp_path)[:1], tmp_path)
     counts = create_study(tmp_path / "study.sqlite", evaluations, "ours_secret", FACTS, bicubic=True)

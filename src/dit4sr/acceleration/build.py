@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from dit4sr.acceleration.compiling import compile_network
+from dit4sr.acceleration.compiling import check_compiler, compile_network
 from dit4sr.acceleration.fast_controlnet import FastControlNet
 from dit4sr.acceleration.fast_dit4sr import FastDiT4SR
 from dit4sr.acceleration.graphs import GraphedStep
 from dit4sr.acceleration.network import FastNetwork
-from dit4sr.acceleration.quantising import quantise
+from dit4sr.acceleration.quantising import check_quantising, quantise
 from dit4sr.acceleration.settings import AccelerationSettings
 from dit4sr.errors import UserError
 from dit4sr.models.controlnet import SD3ControlNet
@@ -34,35 +34,52 @@ def accelerate(network: Any, settings: AccelerationSettings) -> Any:
         settings: see :class:`AccelerationSettings`.
 
     Returns:
-        A :data:`dit4sr.sampling.Network` that :func:`dit4sr.sampling.sample_euler` prepares ahead.
+        A :data:`dit4sr.sampling.Network` that :func:`dit4sr.sampling.sample_euler` prepares ahead; one that was made
+        by the same settings already is returned as it is.
 
     Raises:
-        UserError: where a package, a compiler or a kind of GPU is missing, or weights are quantised or adapted.
+        UserError: where a package, a compiler or a kind of GPU is missing, weights are quantised, adapted, or of a type
+            that cannot be quantised so, or the network was accelerated by other settings. The network is as it was.
         TypeError: for a network of another kind.
     """
+    if isinstance(network, FastNetwork):
+        if network.settings == settings:
+            return network
+        raise UserError("this network is accelerated already, by other settings: load it again, then accelerate it")
     if not settings.changes_network:
         return network
-    fast: FastNetwork
-    if isinstance(network, nn.Module):
-        in_one_type(network)
-    if settings.cuda_graphs and next(network.parameters()).device.type != "cuda":
+    if not isinstance(network, DiT4SRTransformer2DModel | SD3ControlNet):
+        raise TypeError(f"{type(network).__name__} cannot be accelerated: give a DiT4SR or an SD3ControlNet")
+    check_weights(network)
+    weight = base_weight(network)
+    dtype = weight.dtype if settings.network_dtype is None else getattr(torch, settings.network_dtype)
+    # All that may be refused is refused before weights are taken over.
+    if settings.quantise != "none":
+        check_quantising(settings.quantise, weight.device, dtype)
+    if settings.network_dtype == "float16" and weight.device.type != "cuda":
+        raise UserError("acceleration.network_dtype=float16 needs a GPU: use bfloat16, or null")
+    if settings.cuda_graphs and weight.device.type != "cuda":
         raise UserError("acceleration.cuda_graphs needs a GPU: use acceleration=compiled or exact")
+    if settings.compile != "none":
+        check_compiler(weight.device)
     if settings.reuse_below is not None and isinstance(network, SD3ControlNet):
         raise UserError(
             "acceleration.reuse_below is for DiT4SR and its variants: use null with the SD3-ControlNet baseline"
         )
+    # Control weights may have another type than the base: they get the base's, as autocast would give them.
+    if {parameter.dtype for parameter in network.parameters()} != {dtype}:
+        nn.Module.to(network, dtype=dtype)
+    fast: FastNetwork
     if isinstance(network, DiT4SRTransformer2DModel):
         fast = FastDiT4SR(network, settings)
-    elif isinstance(network, SD3ControlNet):
-        fast = FastControlNet(network, settings)
     else:
-        raise TypeError(f"{type(network).__name__} cannot be accelerated: give a DiT4SR or an SD3ControlNet")
+        fast = FastControlNet(network, settings)
     network.forward = taken_over
     fast.eval().requires_grad_(False)
     if settings.quantise != "none":
         quantise(fast, settings.quantise, fast.device)
     if settings.compile != "none":
-        compile_network(fast, settings, fast.device)
+        compile_network(fast, settings)
     if settings.cuda_graphs:
         fast.run = GraphedStep(fast.run)
     return fast
@@ -73,14 +90,19 @@ def taken_over(*args: Any, **kwargs: Any) -> NoReturn:
     raise UserError("this network's weights were taken over by an accelerated one: call that, or load it again")
 
 
-def in_one_type(network: Any) -> None:
-    """Bring a network whose control weights have another type than its base to the base's, as autocast would.
+def base_weight(network: DiT4SRTransformer2DModel | SD3ControlNet) -> Tensor:
+    """A weight of the transformer that the control weights were added to: of the type that all get."""
+    base = network.transformer if isinstance(network, SD3ControlNet) else network
+    return base.proj_out.weight
+
+
+def check_weights(network: nn.Module) -> None:
+    """Refuse weights that cannot be folded: quantised ones, or adapters beside them.
 
     Raises:
-        UserError: for weights that cannot be folded: quantised ones, or adapters beside them.
+        UserError: saying what to do.
     """
-    types = {parameter.dtype for parameter in network.parameters()}
-    if not types <= set(PLAIN):
+    if not {parameter.dtype for parameter in network.parameters()} <= set(PLAIN):
         raise UserError(
             "a quantised network cannot be accelerated: load it unquantised, and use acceleration.quantise=…"
         )
@@ -88,6 +110,3 @@ def in_one_type(network: Any) -> None:
         raise UserError(
             "a network with adapters cannot be accelerated: fuse them first (network.fuse_lora()), and unload"
         )
-    if len(types) > 1:
-        base = network.transformer if isinstance(network, SD3ControlNet) else network
-        nn.Module.to(network, dtype=base.proj_out.weight.dtype)

@@ -42,21 +42,16 @@ def check_compiler(device: torch.device) -> None:
         raise UserError("acceleration.compile needs Triton on a GPU: pip install triton, or compile=none")
 
 
-def compile_network(network: Any, settings: AccelerationSettings, device: torch.device) -> None:
+def compile_network(network: Any, settings: AccelerationSettings) -> None:
     """Have a :class:`FastNetwork` compiled on its first call at each size.
 
     Sizes are compiled for one by one (``dynamic=False``): restoration asks for few, a tile's and those of small
     photos. The timestep travels as a tensor and the injection's s as well, so that no step is compiled for.
 
     Args:
-        network: the network, which is changed.
+        network: the network, which is changed; see :func:`check_compiler` first.
         settings: ``compile`` and ``compile_mode``.
-        device: where it will run.
-
-    Raises:
-        UserError: where nothing can be compiled.
     """
-    check_compiler(device)
     cache_folder().mkdir(parents=True, exist_ok=True)
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VERSIONS)
     how: dict[str, Any] = {"dynamic": False, "fullgraph": True, "mode": settings.compile_mode}

@@ -39,6 +39,7 @@ class AccelerationSettings:
             nf4 (4 bits, by bitsandbytes).
         reuse_below: approximate: where the first block's output has changed by less than this share since the blocks
             were last run, their change is used again; null: never.
+        network_dtype: approximate: the type of the network's weights, in which it computes; null leaves it.
         autoencoder_dtype: approximate: what the autoencoder computes in; null leaves it.
         tiny_vae: approximate: folder or hub id of an AutoencoderTiny that decodes in the autoencoder's place.
     """
@@ -55,6 +56,7 @@ class AccelerationSettings:
     cuda_graphs: bool
     quantise: Quantise
     reuse_below: float | None
+    network_dtype: Precision | None
     autoencoder_dtype: Precision | None
     tiny_vae: str | None
 
@@ -78,10 +80,11 @@ class AccelerationSettings:
             ("attention", Attention),
             ("compile", Compile),
             ("quantise", Quantise),
+            ("network_dtype", Precision),
             ("autoencoder_dtype", Precision),
         )
         for name, kind in choices:
-            if config[name] not in get_args(kind) and not (name == "autoencoder_dtype" and config[name] is None):
+            if config[name] not in get_args(kind) and not (kind is Precision and config[name] is None):
                 raise UserError(f"acceleration.{name}={config[name]!r}: choose one of {', '.join(get_args(kind))}")
         if config["compile_mode"] not in COMPILE_MODES:
             raise UserError(
@@ -132,7 +135,7 @@ class AccelerationSettings:
         """Whether any of it concerns the network (and not the autoencoder alone)."""
         plain = self.compile == "none" and self.quantise == "none" and self.reuse_below is None
         arranged = self.fold or self.fuse or self.cache or self.cuda_graphs or self.depth_wise != "conv"
-        return arranged or not plain or self.attention != "auto"
+        return arranged or not plain or self.attention != "auto" or self.network_dtype is not None
 
     @property
     def approximate(self) -> list[str]:
@@ -140,6 +143,7 @@ class AccelerationSettings:
         approximations: dict[str, Any] = {
             "quantise": self.quantise != "none",
             "reuse_below": self.reuse_below,
+            "network_dtype": self.network_dtype,
             "autoencoder_dtype": self.autoencoder_dtype,
             "tiny_vae": self.tiny_vae,
         }

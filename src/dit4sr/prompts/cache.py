@@ -19,6 +19,8 @@ from dit4sr.prompts.text import TextEmbedding, TextEncoder, embedding_from_bytes
 
 BATCH = 32
 """Prompts encoded at once."""
+IN_TURN = 1024
+"""Prompts encoded at once by encoders that are loaded one after the other, each time anew."""
 REMEMBERED = 64 << 20
 """Bytes of embeddings kept in memory: the null and the negative prompt come again and again."""
 
@@ -106,7 +108,7 @@ class CachedTextEncoder:
         missing = (prompt for prompt in _unique(prompts) if not self.path(prompt).is_file())
         made = 0
         with torch.inference_mode(False), torch.no_grad():
-            while batch := list(islice(missing, BATCH)):
+            while batch := list(islice(missing, self._at_once)):
                 if made == 0:
                     print("encoding prompts that are not in the cache yet …", file=sys.stderr)
                 self._write(batch)
@@ -117,10 +119,14 @@ class CachedTextEncoder:
             print(f"{made} prompts encoded into {self.folder}", file=sys.stderr)
         return made
 
+    @property
+    def _at_once(self) -> int:
+        return IN_TURN if getattr(self.encoder, "in_turn", False) else BATCH
+
     def _encode_missing(self, prompts: list[str]) -> dict[str, TextEmbedding]:
         made: dict[str, TextEmbedding] = {}
-        for start in range(0, len(prompts), BATCH):
-            made |= self._write(prompts[start : start + BATCH])
+        for start in range(0, len(prompts), self._at_once):
+            made |= self._write(prompts[start : start + self._at_once])
         if prompts and self.drop_weights:
             self.encoder.release()
         return made

@@ -3,73 +3,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from dit4sr.errors import UserError
 from dit4sr.prompts.identity import folder_digest
+from dit4sr.prompts.sd3_embedding import encode_sd3, of_clip, of_t5, put_together
 from dit4sr.prompts.sources import first_line, local_folder, quiet_transformers, read_config
 from dit4sr.prompts.text import TextEmbedding
 
 SETTING = "backbone.pretrained"
 CLIPS, T5 = ("text_encoder", "text_encoder_2"), "text_encoder_3"
 CLIP_TOKENIZERS, T5_TOKENIZER = ("tokenizer", "tokenizer_2"), "tokenizer_3"
+AT_ONCE = 32
+"""Prompts that go through an encoder together where it is in memory alone."""
 PARTS = (*CLIPS, T5, *CLIP_TOKENIZERS, T5_TOKENIZER)
-
-
-def encode_sd3(
-    prompts: list[str],
-    *,
-    clip_tokenizers: Sequence[Any],
-    clips: Sequence[Any],
-    t5_tokenizer: Any | None,
-    t5: Any | None,
-    clip_tokens: int,
-    t5_tokens: int,
-    width: int,
-    device: torch.device | str | None = None,
-) -> TextEmbedding:
-    """Embed B prompts with the modules of a Stable Diffusion 3 pipeline.
-
-    The CLIPs' second-to-last hidden states, side by side on the channels and zero-padded to W, are followed by
-    T5's tokens (zeros where there is no T5); the pooled vector is the CLIPs' projected text embeddings. Padding
-    is not masked, as in Stable Diffusion 3's training.
-
-    Args:
-        prompts: "" is the null prompt.
-        clip_tokenizers, clips: of CLIP-L and OpenCLIP-G.
-        t5_tokenizer, t5: both None to leave T5 out.
-        clip_tokens, t5_tokens: tokens of a prompt, padding and special tokens included; M is their sum.
-        width: W.
-        device: where to compute; None: where the encoders are.
-
-    Returns:
-        tokens (B, clip_tokens + t5_tokens, W) and pooled (B, sum of the CLIPs' projections), on that device.
-    """
-
-    def ids(tokenizer: Any, length: int, model: Any) -> Tensor:
-        batch = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        return batch.input_ids.to(device if device is not None else model.device)
-
-    with torch.no_grad():
-        outputs = [
-            clip(ids(tokenizer, clip_tokens, clip), output_hidden_states=True)
-            for tokenizer, clip in zip(clip_tokenizers, clips, strict=True)
-        ]
-        of_clip = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
-        of_clip = F.pad(of_clip, (0, width - of_clip.shape[-1]))
-        if t5 is None:
-            of_t5 = of_clip.new_zeros(len(prompts), t5_tokens, width)
-        else:
-            of_t5 = t5(ids(t5_tokenizer, t5_tokens, t5))[0].to(of_clip.device)
-        pooled = torch.cat([output.text_embeds for output in outputs], dim=-1)
-        return TextEmbedding(torch.cat([of_clip, of_t5], dim=1), pooled)
 
 
 @dataclass(eq=False)
@@ -84,6 +36,8 @@ class SD3TextEncoder:
         dtype: of the weights; None for the dtype of the files.
         width: W where neither T5 nor a transformer says it.
         keep: whether the weights stay in memory after :meth:`encode`.
+        in_turn: have one encoder in memory at a time: each is loaded for itself and dropped once all prompts of an
+            :meth:`encode` have gone through it. The embeddings are then on the CPU.
 
     Raises:
         UserError: something is missing in the folder, or ``tokens`` leaves none to T5.
@@ -94,6 +48,7 @@ class SD3TextEncoder:
     dtype: torch.dtype | None = None
     width: int = 0
     keep: bool = True
+    in_turn: bool = False
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def __post_init__(self) -> None:
@@ -177,11 +132,12 @@ class SD3TextEncoder:
         """Drop the weights from memory; the next :meth:`encode` loads them again."""
         if self._loaded:
             self._loaded = {}
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+            self._empty_cache()
 
     def encode(self, prompts: list[str]) -> TextEmbedding:
         """Embed B prompts on the encoders' device and in their dtype: tokens (B, M, W), pooled (B, P)."""
+        if self.in_turn:
+            return self._encode_in_turn(prompts)
         models = self.load()._loaded
         embedding = encode_sd3(
             prompts,
@@ -198,6 +154,37 @@ class SD3TextEncoder:
             self.release()
         return embedding
 
+    def _encode_in_turn(self, prompts: list[str]) -> TextEmbedding:
+        from transformers import CLIPTextModelWithProjection, T5EncoderModel
+
+        self.release()
+        batches = [prompts[start : start + AT_ONCE] for start in range(0, len(prompts), AT_ONCE)]
+
+        def through_clip(part: str, tokenizer: Any) -> TextEmbedding:
+            clip = self._model(CLIPTextModelWithProjection, part)
+            return TextEmbedding.cat([of_clip(clip, some, tokenizer, self.clip_tokens).to("cpu") for some in batches])
+
+        def through_t5(tokenizer: Any) -> Tensor:
+            t5, length = self._model(T5EncoderModel, T5), self.tokens - self.clip_tokens
+            return torch.cat([of_t5(t5, some, tokenizer, length).to("cpu") for some in batches])
+
+        # Each encoder is gone when its function returns.
+        of_clips, last = [], None
+        with torch.inference_mode(False), quiet_transformers():
+            for part, name in zip(CLIPS, CLIP_TOKENIZERS, strict=True):
+                of_clips.append(through_clip(part, self._tokenizers[name]))
+                self._empty_cache()
+            if self.has_t5:
+                last = through_t5(self._tokenizers[T5_TOKENIZER])
+                self._empty_cache()
+        return put_together(of_clips, last, self.tokens - self.clip_tokens, self.width)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the encoders' files, about what they take in memory."""
+        parts = [*CLIPS, *([T5] if self.has_t5 else [])]
+        return sum(path.stat().st_size for part in parts for path in (self.folder / part).glob("*.safetensors"))
+
     def identity(self, memo: Path | None = None) -> str:
         """Weights, configs and tokenizers by content, the lengths and the dtype.
 
@@ -206,6 +193,10 @@ class SD3TextEncoder:
         """
         files = folder_digest((self.folder / part for part in PARTS), memo)
         return f"sd3 {files} {self.clip_tokens}+{self.tokens - self.clip_tokens} {self.width} {self.dtype}"
+
+    def _empty_cache(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _width(self) -> int:
         if self.has_t5:

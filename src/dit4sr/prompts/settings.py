@@ -11,6 +11,9 @@ from dit4sr.errors import UserError
 
 ENCODINGS = ("live", "cached", "null")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+TEXT_DEVICES = ("auto", "cpu", "offload")
+"""Values of a verb's ``text_encoder_device``. auto: with the network, or offload where a GPU has no room for both.
+offload: on the network's device before the network, one encoder after the other, for all prompts of the run."""
 FIELDS = ("name", "fixed", "encoding", "release", "dtype", "cache", "describes")
 
 
@@ -61,3 +64,15 @@ class PromptSettings:
         if chosen.get("cache") is not None:
             chosen["cache"] = Path(chosen["cache"]).expanduser()
         return cls(**chosen)
+
+
+def check_text_device(value: object) -> str:
+    """A verb's ``text_encoder_device``; null is auto.
+
+    Raises:
+        UserError: unless it is one of :data:`TEXT_DEVICES`.
+    """
+    place = "auto" if value is None else str(value)
+    if place not in TEXT_DEVICES:
+        raise UserError(f"text_encoder_device={value}: choose one of {', '.join(TEXT_DEVICES)}")
+    return place

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,14 @@ from dit4sr.models.checkpoint import (
 )
 from dit4sr.models.dit4sr import DiT4SRTransformer2DModel
 from dit4sr.prompts import PromptSettings
+from dit4sr.prompts.settings import check_text_device
 from dit4sr.restoration.restorer import Restorer, TileSettings
 from dit4sr.restoration.weights import load_weights
 
 
-def load_restorer(config: Mapping[str, Any], explicit: Collection[str]) -> tuple[Restorer, TrainedModel]:
+def load_restorer(
+    config: Mapping[str, Any], explicit: Collection[str], prompts: Iterable[str] = ()
+) -> tuple[Restorer, TrainedModel]:
     """Load the checkpoint or the weights that a config asks for.
 
     The model and the backbone are the checkpoint's own, unless the command line names them: then they must be
@@ -37,17 +40,21 @@ def load_restorer(config: Mapping[str, Any], explicit: Collection[str]) -> tuple
     Args:
         config: configs/evaluate.yaml or restore.yaml as plain values.
         explicit: names of the groups and values that the command line sets.
+        prompts: those that will be asked for, as far as they are known: where memory is short they are embedded before
+            the network comes to its device.
 
     Raises:
         UserError: no checkpoint, an unreadable one, one of another model, or no such device.
     """
     device = resolve_device(config["device"])
+    text_device = check_text_device(config.get("text_encoder_device"))
     trained = load_model(config, explicit)
     if device.type == "cpu" and next(trained.network.parameters()).dtype == torch.float16:
         trained.network.float()  # few of the CPU's operations exist in float16, and none is fast
     set_injection_scale(trained, config)
     prompt = PromptSettings.from_config(config.get("prompt"))
-    restorer = Restorer.from_trained(trained, sampler_for(config, trained.config, explicit), device, prompt)
+    sampler = sampler_for(config, trained.config, explicit)
+    restorer = Restorer.from_trained(trained, sampler, device, prompt, text_device, prompts)
     changed = {f.name: config["backbone"]["tile"][f.name] for f in fields(TileSettings)}
     if "backbone.tile" not in explicit:
         changed = {name: value for name, value in changed.items() if f"backbone.tile.{name}" in explicit}

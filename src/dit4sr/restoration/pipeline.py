@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, Literal, Self
 
 import torch
@@ -15,7 +15,6 @@ from diffusers import (
     SD3Transformer2DModel,
 )
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
-from diffusers.utils import logging
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
@@ -24,47 +23,23 @@ from dit4sr.acceleration.autoencoder import accelerate_autoencoder
 from dit4sr.acceleration.network import FastNetwork
 from dit4sr.autoencoders import Autoencoder, BlockDCT, DiffusersAutoencoder
 from dit4sr.errors import UserError
-from dit4sr.models import DiT4SRTransformer2DModel, LRStreamSpec, SD3ControlNet
-from dit4sr.prompts import HashingTextEncoder, TextEmbedding
-from dit4sr.restoration.components import HashingTextModel
+from dit4sr.models import DiT4SRTransformer2DModel, SD3ControlNet
+from dit4sr.prompts import HashingTextEncoder
+from dit4sr.restoration.calls import StepEnd, after_each_step, is_plain_euler, settings_of_call, size_of_call
+from dit4sr.restoration.components import HashingTextModel, as_component, with_lr_stream
 from dit4sr.restoration.conditions import conditions_of
 from dit4sr.restoration.defaults import published_sampler, published_tile
 from dit4sr.restoration.image_io import OUTPUT_TYPES, ImageInput, from_tensor, gather, one_each, runs, to_tensors
+from dit4sr.restoration.latents import restored_latent
+from dit4sr.restoration.prompt_encoding import PromptEncoding
 from dit4sr.restoration.restorer import Restorer, largest_side
-from dit4sr.restoration.restoring import (
-    Conditions,
-    Plan,
-    SamplerSettings,
-    decode_restored,
-    encode_lr,
-    noise_of,
-    sample,
-    target_size,
-)
+from dit4sr.restoration.restoring import Plan, SamplerSettings, decode_restored
 from dit4sr.restoration.upsampling import Upsampled
-from dit4sr.sampling import TRAIN_TIMESTEPS, sampling_sigmas
+from dit4sr.restoration.vae_tiling import VaeTiling
 from dit4sr.tiles import TileSettings, check_tile
 
-logger = logging.get_logger(__name__)
 
-PUBLISHED_SPEC = LRStreamSpec(attention="joint", residual=True, injection="conv", key_source="lr")
-
-OTHER_SIGMAS = (
-    "use_dynamic_shifting",
-    "use_karras_sigmas",
-    "use_exponential_sigmas",
-    "use_beta_sigmas",
-    "invert_sigmas",
-    "stochastic_sampling",
-    "shift_terminal",
-)
-"""Switches of FlowMatchEulerDiscreteScheduler by which its σ, or its steps, are others."""
-
-StepEnd = Callable[["DiT4SRPipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
-"""``callback_on_step_end(pipe, step, timestep, {"latents": …})``; what it returns under these names replaces them."""
-
-
-class DiT4SRPipeline(DiffusionPipeline):
+class DiT4SRPipeline(PromptEncoding, VaeTiling, DiffusionPipeline):
     """Restore images with DiT4SR, one of its variants or the SD3-ControlNet baseline.
 
     Args:
@@ -84,14 +59,7 @@ class DiT4SRPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->transformer->vae"
-    _optional_components = [
-        "text_encoder",
-        "text_encoder_2",
-        "text_encoder_3",
-        "tokenizer",
-        "tokenizer_2",
-        "tokenizer_3",
-    ]
+    _optional_components = [f"{part}{n}" for part in ("text_encoder", "tokenizer") for n in ("", "_2", "_3")]
     _callback_tensor_inputs = ["latents"]
 
     def __init__(
@@ -110,21 +78,11 @@ class DiT4SRPipeline(DiffusionPipeline):
         lr_injection_scale: float | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(transformer, SD3Transformer2DModel):
-            logger.warning(
-                "this transformer has no LR stream: one is added that is not trained, so nothing is restored before "
-                "its weights are loaded (or pass transformer=DiT4SRTransformer2DModel.from_pretrained(…))"
-            )
-            transformer = DiT4SRTransformer2DModel.from_sd3(transformer, PUBLISHED_SPEC)
-        if isinstance(text_encoder, HashingTextEncoder):
-            text_encoder = HashingTextModel(text_encoder.tokens, text_encoder.width, text_encoder.pooled_width)
-        if isinstance(vae, DiffusersAutoencoder):
-            vae = vae.model
         self.register_modules(
-            transformer=transformer,
-            vae=vae,
+            transformer=with_lr_stream(transformer),
+            vae=vae.model if isinstance(vae, DiffusersAutoencoder) else vae,
             scheduler=scheduler,
-            text_encoder=text_encoder,
+            text_encoder=as_component(text_encoder),
             text_encoder_2=text_encoder_2,
             text_encoder_3=text_encoder_3,
             tokenizer=tokenizer,
@@ -136,8 +94,7 @@ class DiT4SRPipeline(DiffusionPipeline):
         self.register_to_config(sampler=asdict(settings), tile=asdict(sides), lr_injection_scale=lr_injection_scale)
         if lr_injection_scale is not None:
             self._set_injection_scale(lr_injection_scale)
-        self._vae_tile: TileSettings | None = sides
-        self._vae_at_once: int | None = None
+        self._vae_tile = sides
         self._interrupt = False
 
     @classmethod
@@ -180,85 +137,6 @@ class DiT4SRPipeline(DiffusionPipeline):
             raise UserError("acceleration.tiny_vae: give the pipeline the tiny autoencoder itself (vae=…)")
         self.register_modules(transformer=accelerate(self.transformer, settings))
         accelerate_autoencoder(self._coder, settings, self.transformer.device)
-
-    # Tiles of the autoencoder
-
-    def enable_vae_tiling(self, size: int | None = None, overlap: int | None = None) -> None:
-        """Encode and decode in tiles; that is how a pipeline starts, with the tiles of the network.
-
-        Args:
-            size, overlap: in latent pixels; None for the network's.
-
-        Raises:
-            UserError: unless 0 ≤ overlap < size.
-        """
-        own = self._tile(size, overlap)
-        self._vae_tile = check_tile(own)
-
-    def disable_vae_tiling(self) -> None:
-        """Encode and decode images of any size in one piece: memory then grows with the image."""
-        self._vae_tile = None
-
-    def enable_vae_slicing(self) -> None:
-        """Encode and decode the images of a batch one after the other."""
-        self._vae_at_once = 1
-
-    def disable_vae_slicing(self) -> None:
-        """Encode and decode as many images at once as tiles are sampled at once; that is how a pipeline starts."""
-        self._vae_at_once = None
-
-    # Prompts
-
-    def encode_prompt(
-        self,
-        prompt: Sequence[str],
-        negative_prompt: Sequence[str] | None,
-        *,
-        device: torch.device | None = None,
-        max_sequence_length: int = 77,
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        """Embed prompts, and negative prompts unless None.
-
-        Args:
-            prompt, negative_prompt: B of each, as they are: no suffix is added.
-            device: where to; None for the pipeline's.
-            max_sequence_length: tokens of T5, which follow the 77 of CLIP.
-
-        Returns:
-            In diffusers' order: ``prompt_embeds`` (B, M, W), ``negative_prompt_embeds``, ``pooled_prompt_embeds``
-            (B, P) and ``negative_pooled_prompt_embeds``; the negative ones are None without a negative prompt.
-
-        Raises:
-            UserError: where the pipeline has no text encoder.
-        """
-        text = self._encode(list(prompt), device, max_sequence_length)
-        if negative_prompt is None:
-            return text.tokens, None, text.pooled, None
-        negative = self._encode(list(negative_prompt), device, max_sequence_length)
-        return text.tokens, negative.tokens, text.pooled, negative.pooled
-
-    def _encode(self, prompts: list[str], device: torch.device | None, t5_tokens: int) -> TextEmbedding:
-        device = device or self._execution_device
-        if isinstance(self.text_encoder, HashingTextModel):
-            return self.text_encoder.encode(prompts).to(device)
-        if self.text_encoder is None or self.text_encoder_2 is None:
-            raise UserError("this pipeline has no text encoder: pass prompt_embeds and pooled_prompt_embeds")
-        from dit4sr.prompts.sd3 import encode_sd3
-
-        tokenizers = [self.tokenizer, self.tokenizer_2]
-        return encode_sd3(
-            prompts,
-            clip_tokenizers=tokenizers,
-            clips=[self.text_encoder, self.text_encoder_2],
-            t5_tokenizer=self.tokenizer_3,
-            t5=self.text_encoder_3,
-            clip_tokens=min(77, *(tokenizer.model_max_length for tokenizer in tokenizers)),
-            t5_tokens=t5_tokens,
-            width=self.transformer.config.joint_attention_dim,
-            device=device,
-        ).to(device)
-
-    # Restoring
 
     @property
     def interrupt(self) -> bool:
@@ -327,15 +205,16 @@ class DiT4SRPipeline(DiffusionPipeline):
         Raises:
             UserError: for anything that cannot be restored as asked, before anything is computed.
         """
-        settings = self._settings(
-            steps=num_inference_steps,
-            guidance=guidance_scale,
-            start=start,
-            first_sigma=first_sigma,
-            positive_suffix=prompt_suffix,
-            tile_batch=tile_batch,
-            colour=colour,
-        )
+        changes = {
+            "steps": num_inference_steps,
+            "guidance": guidance_scale,
+            "start": start,
+            "first_sigma": first_sigma,
+            "positive_suffix": prompt_suffix,
+            "tile_batch": tile_batch,
+            "colour": colour,
+        }
+        settings = settings_of_call(self.config.sampler, self.scheduler, changes)
         patch = self.transformer.config.patch_size
         tile = check_tile(self._tile(tile_size, tile_overlap), patch, largest_side(self.transformer))
         if output_type not in OUTPUT_TYPES:
@@ -345,7 +224,7 @@ class DiT4SRPipeline(DiffusionPipeline):
         if num_images_per_prompt < 1:
             raise UserError(f"num_images_per_prompt={num_images_per_prompt}: at least one")
         inputs = to_tensors(image)
-        sizes = [self._target(one, height, width, upscale) for one in inputs]
+        sizes = [size_of_call(one, height, width, upscale) for one in inputs]
         generators = one_each(generator, len(inputs) * num_images_per_prompt)
 
         device = self._execution_device
@@ -371,28 +250,29 @@ class DiT4SRPipeline(DiffusionPipeline):
         results: list[Any] = []
         try:
             with self.progress_bar(total=settings.steps * len(batches)) as bar:
-                after_step = self._after_step(settings, bar, callback_on_step_end)
+                after_step = after_each_step(self, settings, bar, callback_on_step_end)
                 for batch in batches:
                     lq = torch.stack(images[batch]).to(device)
                     plan = Plan(Upsampled(lq, *sizes[batch.start]), self._coder.scale, patch, self.config.tile["size"])
-                    which = repeats[batch]
-                    text = TextEmbedding(conditions.text.tokens[which], conditions.text.pooled[which])
-                    negative = conditions.negative
-                    if negative is not None:
-                        negative = TextEmbedding(negative.tokens[which], negative.pooled[which])
-                    latent = self._sample(
+                    at_once = self._vae_at_once or settings.tile_batch
+                    latent = restored_latent(
+                        self.transformer,
+                        self._coder,
                         plan,
                         None if latents is None else latents[batch],
                         None if generators is None else generators[batch],
-                        Conditions(text, negative),
+                        conditions.of(repeats[batch]),
                         settings,
                         tile,
-                        after_step,
+                        self._vae_tiles,
+                        at_once,
+                        scheduler=None if is_plain_euler(self.scheduler) else self.scheduler,
+                        callback=after_step,
+                        interrupted=lambda: self._interrupt,
                     )
                     if output_type == "latent":
                         results += list(latent)
                         continue
-                    at_once = self._vae_at_once or settings.tile_batch
                     restored = decode_restored(
                         plan, self._coder, latent, self._vae_tiles(latent), at_once, settings.colour
                     )
@@ -404,100 +284,9 @@ class DiT4SRPipeline(DiffusionPipeline):
         gathered = gather(results, output_type)
         return ImagePipelineOutput(images=gathered) if return_dict else (gathered,)
 
-    def _sample(
-        self,
-        plan: Plan,
-        noise: Tensor | None,
-        generators: Sequence[torch.Generator] | None,
-        conditions: Conditions,
-        settings: SamplerSettings,
-        tile: TileSettings,
-        after_step: Callable[[int, Tensor], Tensor | None],
-    ) -> Tensor:
-        """The restored latent of one batch of images of one size."""
-        coder, lq = self._coder, plan.upsampled.lq
-        shape = (len(lq), coder.channels, *plan.latent_size)
-        if noise is not None and tuple(noise.shape) != shape:
-            raise UserError(f"latents of shape {tuple(noise.shape)}: these images need {shape}")
-        # The posterior is sampled, as in training; but noise that is given stands for all of it.
-        sampled = coder.has_posterior and (noise is None or generators is not None)
-        if generators is None:
-            generators = [torch.default_generator] * len(lq)
-        noise = noise_of(generators, shape[1:], lq.device) if noise is None else noise.to(lq.device, torch.float32)
-        of_posterior = noise_of(generators, shape[1:], lq.device) if sampled else None
-        at_once = self._vae_at_once or settings.tile_batch
-        lr_latent = encode_lr(plan, coder, self._vae_tiles(noise), at_once, of_posterior)
-        del of_posterior
-        return sample(
-            self.transformer,
-            lr_latent,
-            noise,
-            conditions,
-            settings,
-            tile,
-            scheduler=None if self._is_plain_euler else self.scheduler,
-            callback=after_step,
-            interrupted=lambda: self._interrupt,
-        )
-
-    def _settings(self, **changes: Any) -> SamplerSettings:
-        given = {name: value for name, value in changes.items() if value is not None}
-        settings = replace(SamplerSettings(**self.config.sampler), **given)
-        if self._is_plain_euler:
-            settings = replace(settings, shift=self.scheduler.shift)
-        if settings.start == "lr" and "start" in given and "first_sigma" not in given and settings.first_sigma == 1:
-            logger.warning("start=lr with first_sigma=1 is start=noise: nothing is left of the LR latent")
-        settings.check()
-        return settings
-
-    def _tile(self, size: int | None, overlap: int | None) -> TileSettings:
-        """The tile asked for; an overlap that is not said keeps its share of the side."""
-        own = TileSettings(**self.config.tile)
-        if size is not None and overlap is None:
-            overlap = own.overlap * size // own.size
-        return TileSettings(own.size if size is None else size, own.overlap if overlap is None else overlap)
-
-    def _vae_tiles(self, latent: Tensor) -> TileSettings:
-        return self._vae_tile or TileSettings(max(latent.shape[-2:]), 0)
-
-    def _target(self, image: Tensor, height: int | None, width: int | None, upscale: float) -> tuple[int, int]:
-        h, w = image.shape[-2:]
-        if height is None and width is None:
-            return target_size(h, w, upscale)
-        if height is None or width is None:
-            raise UserError("give both height and width, or neither")
-        if height < h or width < w:
-            raise UserError(f"{width}×{height} is smaller than the image, {w}×{h}: images are restored, not shrunk")
-        return height, width
-
-    def _after_step(
-        self, settings: SamplerSettings, bar: Any, callback: StepEnd | None
-    ) -> Callable[[int, Tensor], Tensor | None]:
-        sigmas = sampling_sigmas(settings.steps, settings.shift, settings.first_sigma)
-
-        def after_step(step: int, z: Tensor) -> Tensor | None:
-            bar.update()
-            if callback is None:
-                return None
-            timesteps = sigmas * TRAIN_TIMESTEPS if self._is_plain_euler else self.scheduler.timesteps
-            changed = callback(self, step, timesteps[step].float(), {"latents": z})
-            return None if not changed else changed.get("latents")
-
-        return after_step
-
     @property
     def _coder(self) -> Autoencoder:
         return self.vae if isinstance(self.vae, BlockDCT) else DiffusersAutoencoder(self.vae)
-
-    @property
-    def _is_plain_euler(self) -> bool:
-        """Whether the scheduler is the one that :func:`dit4sr.sampling.sampling_sigmas` reproduces."""
-        config = self.scheduler.config
-        return (
-            type(self.scheduler) is FlowMatchEulerDiscreteScheduler
-            and config.num_train_timesteps == TRAIN_TIMESTEPS
-            and not any(config.get(name) for name in OTHER_SIGMAS)
-        )
 
     def _set_injection_scale(self, scale: float) -> None:
         if not hasattr(self.transformer, "lr_injection_scale"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self, overload
 
@@ -13,6 +13,7 @@ from dit4sr.autoencoders import Autoencoder, build_autoencoder
 from dit4sr.errors import UserError
 from dit4sr.models.checkpoint import TrainedModel
 from dit4sr.prompts import PromptSettings, TextEncoder, build_text_encoder
+from dit4sr.prompts.ahead import placed
 from dit4sr.restoration.restoring import (
     Conditions,
     Plan,
@@ -71,23 +72,38 @@ class Restorer:
         sampler: Mapping[str, Any],
         device: torch.device,
         prompt: PromptSettings | None = None,
+        text_encoder_device: str = "auto",
+        prompts: Iterable[str] = (),
     ) -> Self:
-        """Put a checkpoint's network, autoencoder and text encoder together; ``prompt`` says how it encodes."""
+        """Put a checkpoint's network, autoencoder and text encoder together.
+
+        Args:
+            trained: the network, on the CPU.
+            sampler: configs/sampler.
+            device: where to restore.
+            prompt: how prompts are encoded.
+            text_encoder_device: where; see :data:`dit4sr.prompts.settings.TEXT_DEVICES`.
+            prompts: what will be asked for, without the sampler's suffix, as far as it is known.
+        """
+        settings = SamplerSettings.from_config(sampler)
         backbone = trained.config["backbone"]
         local = bool(backbone.get("local_files_only"))
-        autoencoder = build_autoencoder(backbone["autoencoder"], backbone["pretrained"], local_files_only=local)
-        if isinstance(autoencoder, torch.nn.Module):
-            autoencoder.to(device)
         text_encoder = build_text_encoder(
             backbone["text_encoder"], backbone["pretrained"], prompt, local_files_only=local
         )
-        text_encoder.to(device)
+        # Text first: where memory is short, its encoders have left the device before the others come.
+        texts = [settings.negative_prompt, *map(settings.positive, prompts)]
+        network_bytes = sum(tensor.nbytes for tensor in trained.network.state_dict().values())
+        text_encoder = placed(text_encoder, text_encoder_device, device, texts, network_bytes)
+        autoencoder = build_autoencoder(backbone["autoencoder"], backbone["pretrained"], local_files_only=local)
+        if isinstance(autoencoder, torch.nn.Module):
+            autoencoder.to(device)
         tile = TileSettings(**backbone["tile"])
         return cls(
             network=trained.network.to(device),
             autoencoder=autoencoder,
             text_encoder=text_encoder,
-            sampler=SamplerSettings.from_config(sampler),
+            sampler=settings,
             tile=tile,
             device=device,
             patch=trained.network.config.patch_size,

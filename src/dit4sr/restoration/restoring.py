@@ -176,6 +176,12 @@ class Conditions:
     text: TextEmbedding
     negative: TextEmbedding | None
 
+    def of(self, images: Tensor) -> Conditions:
+        """Those of some images, by their numbers, (n,); a number may come more than once."""
+        some = [part and TextEmbedding(part.tokens[images], part.pooled[images]) for part in (self.text, self.negative)]
+        assert some[0] is not None
+        return Conditions(some[0], some[1])
+
 
 def encode_lr(
     plan: Plan, autoencoder: Autoencoder, tile: TileSettings, at_once: int, posterior_noise: Tensor | None

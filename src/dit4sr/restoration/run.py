@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from dit4sr.acceleration.settings import AccelerationSettings
 from dit4sr.errors import UserError
 from dit4sr.prompts.captions import Photo, build_captions
+from dit4sr.prompts.settings import check_text_device
 from dit4sr.values import flag, number, whole_number
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ def run(config: DictConfig, explicit: Collection[str] = ()) -> int:
     # Before the network is loaded, so that a captioning model has the memory to itself.
     photos = [Photo(job.photo, job.name, job.result) for job in todo]
     captions.prepare(photos, lambda path: read_photograph(path).rgb)
-    restorer, trained = load_restorer(plain, explicit)
+    texts = [captions.prompt_for(job.photo, job.name) for job in todo]
+    restorer, trained = load_restorer(plain, explicit, texts)
     settings = settings_of(restorer, trained, plain) | {"prompts": captions.facts}
     limits = Limits(plain["batch_size"], plain["max_megapixels"] * 1e6)
     outcome = Outcome()
@@ -95,6 +97,7 @@ def check(config: Mapping[str, Any]) -> None:
     whole_number(config, "batch_size", 1)
     flag(config, "recursive")
     flag(config, "overwrite")
+    check_text_device(config.get("text_encoder_device"))
     if config.get("acceleration") is not None:
         AccelerationSettings.from_config(config["acceleration"])
 

@@ -1,0 +1,129 @@
+"""What the sampling benchmark compares: rows of settings, and on a GPU their order, the most important ones first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from dit4sr.acceleration import AccelerationSettings
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row.
+
+    Attributes:
+        settings: of the acceleration.
+        dtype: of the weights; None: float32 on the CPU, bfloat16 on a GPU.
+        sampling: arguments of the sampler that differ.
+    """
+
+    settings: AccelerationSettings
+    dtype: torch.dtype | None = None
+    sampling: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def approximate(self) -> bool:
+        """Whether results differ from plain's beyond rounding."""
+        return bool(self.settings.approximate or self.sampling)
+
+    @property
+    def waits_for_a_compiler(self) -> bool:
+        """Whether its first call takes seconds to minutes."""
+        return self.settings.compile != "none"
+
+
+def settings_named(name: str, **changes: Any) -> AccelerationSettings:
+    """configs/acceleration, with changes."""
+    return replace(AccelerationSettings.named(name), **changes)
+
+
+def on_the_cpu(compiled: bool) -> dict[str, Variant]:
+    """Each transformation alone, then together."""
+    variants = {
+        "plain": settings_named("none"),
+        "fold": settings_named("none", fold=True),
+        "fuse": settings_named("none", fuse=True),
+        "fold, fuse": settings_named("none", fold=True, fuse=True),
+        "fold, batch_streams": settings_named("none", fold=True, batch_streams=True),
+        "cache": settings_named("none", cache=True),
+        "fold, cache": settings_named("none", fold=True, cache=True),
+        "fold, fuse, cache": settings_named("none", fold=True, fuse=True, cache=True),
+        "exact": settings_named("exact"),
+        "depth_wise: shifts": settings_named("none", depth_wise="shifts"),
+    }
+    if compiled:
+        variants["compiled"] = settings_named("compiled")
+        variants["compiled, depth_wise: conv"] = settings_named("compiled", depth_wise="conv")
+    return {label: Variant(settings) for label, settings in variants.items()}
+
+
+def on_the_gpu() -> dict[str, Variant]:
+    """What is worth trying on a GPU: first what the targets are about."""
+    graphs = settings_named("cuda_graphs")
+    variants = {
+        "plain": settings_named("none"),
+        "exact": settings_named("exact"),
+        "cuda_graphs": graphs,
+        "compiled": settings_named("compiled"),
+        "fp8": settings_named("fp8"),
+        "cuda_graphs, batch_streams": replace(graphs, batch_streams=True),
+        "cuda_graphs, depth_wise: conv": replace(graphs, depth_wise="conv"),
+        "cuda_graphs, tuned": replace(graphs, compile_mode="max-autotune-no-cudagraphs"),
+        "step": replace(graphs, compile="step", compile_mode="reduce-overhead", cuda_graphs=False),
+    }
+    made = {label: Variant(settings) for label, settings in variants.items()}
+    return made | {"plain, float32": Variant(settings_named("none"), torch.float32)}
+
+
+def approximations(device: str) -> dict[str, Variant]:
+    """What changes the result, beside exact."""
+    exact = settings_named("exact")
+    variants = {f"exact, {kind}": Variant(replace(exact, quantise=kind)) for kind in ("int8_weights", "int8", "nf4")}
+    if device == "cpu":
+        variants["exact, bfloat16"] = Variant(replace(exact, network_dtype="bfloat16"))
+    for share in (0.05, 0.1, 0.2):
+        variants[f"exact, reuse below {share}"] = Variant(replace(exact, reuse_below=share))
+    for interval in ((0.2, 1.0), (0.2, 0.9)):
+        sampling = {"guidance_interval": interval}
+        variants[f"exact, guided within {interval[0]}–{interval[1]}"] = Variant(exact, sampling=sampling)
+    return variants
+
+
+@dataclass(frozen=True)
+class Part:
+    """A table.
+
+    Attributes:
+        model, backbone: names of configs, or of a checkpoint's.
+        batch: images sampled at once.
+        labels: its rows, in their order; None is all.
+        share: of the time, this table and those before it together.
+    """
+
+    model: str
+    backbone: str
+    batch: int
+    labels: tuple[str, ...] | None
+    share: float
+
+
+MAIN = ("plain", "exact", "cuda_graphs")
+
+GPU_PARTS = (
+    Part("dit4sr", "sd35_medium", 1, (*MAIN, "fp8", "compiled"), 0.4),
+    Part("dit4sr", "sd35_medium", 8, MAIN, 0.6),
+    Part("sd3_controlnet", "sd35_medium", 1, (*MAIN, "fp8", "compiled"), 0.8),
+    Part("sd3_controlnet", "sd35_medium", 8, MAIN, 0.9),
+    Part(
+        "dit4sr",
+        "sd35_medium",
+        1,
+        ("plain", "cuda_graphs, batch_streams", "cuda_graphs, depth_wise: conv", "plain, float32", "step",
+         "cuda_graphs, tuned"),
+        1.0,
+    ),
+)  # fmt: skip
+"""The GPU's tables: the targets first. What a table leaves of its time is the next one's."""

@@ -1,0 +1,58 @@
+"""Processes that help a run and end when it does: signals to the whole job are for the run's own process to answer.
+
+A scheduler sends its signals to every process of a job. Data workers, or W&B's writer, that ended of them would take
+the run down before it has saved itself.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""By which schedulers tell a job to stop."""
+
+
+@contextmanager
+def deaf_to_signals() -> Iterator[None]:
+    """A process that is started within the block never hears those signals; this one hears them at the block's end.
+
+    They are blocked in this thread, which a new program inherits, unlike handlers.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def start_fork_server(preload: list[str]) -> Any:
+    """Start the process that forks data workers, if it does not run yet.
+
+    Args:
+        preload: modules that it imports once.
+
+    Returns:
+        The context of multiprocessing whose processes it forks.
+    """
+    from multiprocessing import forkserver, resource_tracker
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(preload)
+    with deaf_to_signals():
+        resource_tracker.ensure_running()  # starting it unblocks SIGTERM
+    with deaf_to_signals():
+        forkserver.ensure_running()
+    return context
+
+
+def end_at_the_second_sigterm() -> None:
+    """In a process of the fork server: the first SIGTERM may be meant for the run; of another one this one ends.
+
+    A run ends a process that does not end by itself twice: torch's DataLoader does, and then multiprocessing's exit.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])

@@ -196,10 +196,13 @@ class Report:
         return path
 
 
-def add_arguments(parser: argparse.ArgumentParser, *, rounds: int = 7) -> None:
-    """The arguments that every theme has: --device, --rounds, --note, --out."""
+def add_arguments(parser: argparse.ArgumentParser, *, rounds: int | None = 7, default: str = "") -> None:
+    """The arguments that every theme has: --device, --rounds, --note, --out; ``default`` says in words what rounds are
+    where there is no one number."""
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
-    parser.add_argument("--rounds", type=int, default=rounds, help=f"timed calls of each variant (default {rounds})")
+    parser.add_argument(
+        "--rounds", type=int, default=rounds, help=f"timed calls of each variant (default {default or rounds})"
+    )
     parser.add_argument(
         "--note", default="", help='circumstances to state beside the figures, such as "shared machine"'
     )

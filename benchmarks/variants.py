@@ -41,7 +41,7 @@ def settings_named(name: str, **changes: Any) -> AccelerationSettings:
 
 
 def on_the_cpu(compiled: bool) -> dict[str, Variant]:
-    """Each transformation alone, then together."""
+    """Each transformation alone, then together (exact: fold, fuse and cache)."""
     variants = {
         "plain": settings_named("none"),
         "fold": settings_named("none", fold=True),
@@ -49,8 +49,6 @@ def on_the_cpu(compiled: bool) -> dict[str, Variant]:
         "fold, fuse": settings_named("none", fold=True, fuse=True),
         "fold, batch_streams": settings_named("none", fold=True, batch_streams=True),
         "cache": settings_named("none", cache=True),
-        "fold, cache": settings_named("none", fold=True, cache=True),
-        "fold, fuse, cache": settings_named("none", fold=True, fuse=True, cache=True),
         "exact": settings_named("exact"),
         "depth_wise: shifts": settings_named("none", depth_wise="shifts"),
     }

@@ -7,7 +7,9 @@ the run down before it has saved itself.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -49,10 +51,16 @@ def start_fork_server(preload: list[str]) -> Any:
     return context
 
 
-def end_at_the_second_sigterm() -> None:
-    """In a process of the fork server: the first SIGTERM may be meant for the run; of another one this one ends.
+def heed_the_run_alone(run: int) -> None:
+    """In a process of the fork server: SIGTERM ends it where the run itself sends it, as multiprocessing does.
 
-    A run ends a process that does not end by itself twice: torch's DataLoader does, and then multiprocessing's exit.
+    Args:
+        run: the run's process.
     """
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+
+    def wait() -> None:
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != run:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True, name="signals").start()

@@ -24,12 +24,18 @@ TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=
             "--rdzv-endpoint=localhost:0")  # fmt: skip
 
 
-def start(data: Path, *arguments: str, launcher: tuple[str, ...] = (), **environment: str) -> subprocess.Popen[str]:
-    """Start ``python [launcher] train.py <arguments>`` on the tiny network."""
+def start(
+    data: Path,
+    *arguments: str,
+    launcher: tuple[str, ...] = (),
+    program: tuple[str, ...] = (str(ROOT / "train.py"),),
+    **environment: str,
+) -> subprocess.Popen[str]:
+    """Start ``python [launcher] train.py <arguments>``, or another program, on the tiny network."""
     flags = [argument for argument in arguments if argument.startswith("--")]
     overrides = [argument for argument in arguments if not argument.startswith("--")]
     return subprocess.Popen(
-        [sys.executable, *launcher, str(ROOT / "train.py"), *flags, *FAST, f"paths.data={data}", *overrides],
+        [sys.executable, *launcher, *program, *flags, *FAST, f"paths.data={data}", *overrides],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", **environment},
         stdout=subprocess.PIPE,
@@ -62,6 +68,19 @@ def wait_for_step(process: subprocess.Popen[str], out: Path, step: int, seconds:
         if process.poll() is not None or time.monotonic() > deadline:
             raise AssertionError(f"no step {step}: {finish(process, 1)}")
         time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs: one that has ended may stay as a zombie until somebody asks for its status."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that descend from it."""
+    return [pid, *(one for child in children(pid) for one in family(child))]
 
 
 def children(pid: int) -> list[int]:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from faults.commands import ONE, TWO, children, finish, run, start, wait_for_step
+from faults.commands import ONE, TWO, alive, children, family, finish, run, start, wait_for_step
 from faults.harness import rows
 
 
@@ -27,6 +27,27 @@ def test_the_same_command_goes_on_with_the_same_losses(number: signal.Signals, d
     status, said = run(data, *arguments, f"out={tmp_path}/run")
     assert status == 0 and "resumed from" in said, said
     assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_every_process_of_the_run_stops_it_as_well(number: int, data: Path, tmp_path: Path) -> None:
+    """As a scheduler sends it: to data workers, their fork server and W&B's writer too."""
+    arguments = (*ONE, "trainer.max_steps=60", "data.workers=2", "logger=default", f"out={tmp_path}/run")
+    process = start(data, *arguments)
+    wait_for_step(process, tmp_path / "run", 3)
+    told = family(process.pid)
+    assert len(told) >= 6, "the run, two workers, fork server, resource tracker, writer"
+    for pid in told:
+        os.kill(pid, number)
+    status, said = finish(process, 90)
+    assert status == 75 and "saved step" in said and "Traceback" not in said, said
+    deadline = time.monotonic() + 30
+    while left := [pid for pid in told if alive(pid)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+    status, said = run(data, *arguments)
+    assert status == 0 and "resumed from" in said and max(rows(tmp_path / "run")) == 60, said
 
 
 @pytest.mark.faults

@@ -94,3 +94,24 @@ def test_jobs_of_joblib_do_not_outlive_a_sweep_that_is_killed(data: Path, tmp_pa
     time.sleep(1)  # the worker writes its job's record then
     assert is_saved(sweep / "0") and is_saved(sweep / "1")
     finish(process, 60)
+
+
+def test_a_search_that_is_told_to_stop_goes_on_with_the_same_trial(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    out = tmp_path / "search"
+    folders: list[Path] = []
+    for call in range(2):
+        reached = max(rows(folders[0])) if folders else 0
+        process = start(
+            data, *ONE, "trainer.max_steps=100000", "trials=2", f"out={out}",
+            program=("-m", "dit4sr.studies.sweep_search"),
+        )  # fmt: skip
+        deadline = time.monotonic() + 120
+        while not (folders := list(out.glob("trial-*"))) or max(rows(folders[0]), default=0) < reached + 3:
+            assert time.monotonic() < deadline and process.poll() is None, finish(process, 1)
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        status, said = finish(process, 60)
+        assert status == 75 and "Traceback" not in said and ("goes on" in said.splitlines()[1]) == bool(call), said
+        assert len(folders) == 1 and is_saved(folders[0])
+    assert not processes_about(out)

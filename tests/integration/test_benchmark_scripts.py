@@ -30,6 +30,8 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 TINY = {
+    "sampling.py": ["--backbones", "nano", "--variants", "exact", "--rounds", "1", "--steps", "1"],
+    "memory.py": ["--sizes", "48", "96", "--models", "nano", "--guidance", "1"],
     "startup.py": ["--rounds", "1", "--budget", "60", "--commands", "train.py --help"],
     "degradation.py": ["--images", "2", "--size", "160", "--batch", "2"],
     "loading.py": ["--side", "96", "--crop", "64", "--batch", "2", "--workers", "0", "--rounds", "1"],
@@ -49,6 +51,8 @@ TINY = {
     ],
 }
 WORDS = {
+    "sampling.py": ["plain", "folded, prepared ahead", "PSNR dB", "Speed against plain"],
+    "memory.py": ["nano: MB", "bytes a pixel", "96²"],
     "startup.py": ["python -c pass", "train.py --help", "within", "package"],
     "degradation.py": ["worker engine", "literal, torch codec", "images/s"],
     "loading.py": ["degrading it", "workers", "samples/s"],

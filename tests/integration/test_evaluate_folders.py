@@ -67,6 +67,8 @@ def test_somebody_else_s_names(tmp_path: Path, pairs: Path, capsys: pytest.Captu
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["method"]["name"], summary["method"]["names"]) == ("theirs", "ant is ant_out")
     assert {row.image for row in read_rows(tmp_path / "out" / "per_image.csv")} == set(NAMES)
+    with pytest.raises(UserError, match=r"bicubic is the name of the baseline in every table: give method\.label="):
+        evaluate(pairs, tmp_path / "other", *given, "method.label=bicubic")
 
 
 def test_a_folder_whose_names_are_wrong_is_refused(tmp_path: Path, pairs: Path) -> None:

@@ -228,6 +228,9 @@ def test_paper_plan_prints_the_published_numbers() -> None:
         ("train", ["backbone=sd35_medium", "backbone.pretrained=/nowhere"], ["/nowhere", "DIT4SR_SD35"]),
         ("train", ["model.lr_attention=separate", "model.lr_injection=none"], ["never reach"]),
         ("train", ["data=shards", "data.shards=/nowhere"], ["/nowhere", "prepare.py"]),
+        ("train", ["data.jpeg=kornia"], ["data.jpeg=kornia"]),
+        ("train", ["seed=-1"], ["seed=-1", "whole number"]),
+        ("train", ["evaluate=true", "benchmark=realsr"], ["realsr", "test_LR"]),  # before the training
         ("train", ["data.batch_size=3", "trainer.accumulate_grad_batches=2"], ["data.batch_size=3", "multiple of 2"]),
     ],
 )

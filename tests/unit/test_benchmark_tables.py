@@ -134,3 +134,15 @@ def test_the_full_size_fits_the_memory_it_is_meant_for() -> None:
         "| T5-XXL | 9.52 |" in report.text
         and "| dit4sr, bfloat16, 40 guided steps of 1 image of 512×512 | 5.64 |" in report.text
     )
+
+
+def test_training_steps_without_time_are_left_out_and_compiled_ones_first() -> None:
+    import training
+
+    steps = {"checkpointing": lambda: None, "plain": lambda: None, "compiled blocks": lambda: None}
+    ready, missing = training.warmed(steps, "cpu", time.monotonic() + training.COMPILING / 2)
+    assert list(ready) == ["checkpointing", "plain"] and missing == {"compiled blocks": "left out: no time"}
+    ready, missing = training.warmed(steps, "cpu", time.monotonic() - 1)
+    assert list(ready) == ["checkpointing"] and len(missing) == 2, "one at least"
+    ready, missing = training.warmed(steps, "cpu", float("inf"))
+    assert list(ready) == list(steps) and not missing

@@ -1,6 +1,7 @@
 """Batches: the same bytes for any number of workers, ranks and restarts."""
 
 import itertools
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -192,6 +193,8 @@ def test_a_users_error_comes_back_as_one_line(shards, workers):
     ) as error:
         batches(shards, 1, crop=64, workers=workers)
     assert "\n" not in str(error.value)
+    # A worker left behind waits for work, and this process at its end for it.
+    assert not [process for process in multiprocessing.active_children() if process.is_alive()]
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,9 @@ def test_images_one_folder_down(tmp_path: Path) -> None:
         match_names(tmp_path / "out", REALSR, "realsr")
     with pytest.raises(UserError, match="holds no image"):
         match_names(tmp_path / "out" / "logs", REALSR, "realsr")
+    fill(tmp_path / "out", "comparison.png")  # as an evaluation's own folder has it
+    with pytest.raises(UserError, match=r"or give a folder inside it \(before, sample00\)"):
+        match_names(tmp_path / "out", REALSR, "realsr")
 
 
 def test_two_files_of_one_stem_are_refused(tmp_path: Path) -> None:

@@ -152,6 +152,15 @@ def test_noise_and_embeddings_can_be_given() -> None:
     np.testing.assert_array_equal(given, expected)
 
 
+def test_noise_that_is_given_stands_for_the_posterior_s_too(sd3: DiT4SRPipeline) -> None:
+    noise = torch.randn(1, 4, 8, 12, generator=seeded())
+    once, again = (sd3(picture(8, 12, 0), "a cat", latents=noise, output_type="np").images for _ in range(2))
+    np.testing.assert_array_equal(once, again)
+    given: dict[str, Any] = {"latents": noise, "output_type": "np"}
+    drawn = [sd3(picture(8, 12, 0), "a cat", generator=seeded(n), **given).images for n in range(2)]
+    assert not np.array_equal(drawn[0], drawn[1]), "a generator draws it"
+
+
 def test_the_callback_sees_changes_and_stops() -> None:
     pipe, seen = nano(), []
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -173,3 +174,10 @@ def test_a_grey_cmyk_and_turned_photo_are_as_decoded(tmp_path):
     manifest = read_manifest(tmp_path / "data" / "odd" / "train")
     assert manifest["counts"]["photos"] == 3
     assert manifest["reasons"] == {"undecodable": 2}
+
+
+def test_a_named_pipe_among_the_photos_is_not_waited_for(tmp_path, capsys):
+    write_png(tmp_path / "photos" / "a.png", noise(0))
+    os.mkfifo(tmp_path / "photos" / "pipe.png")
+    assert prepare(config(tmp_path, source=str(tmp_path / "photos"), out=str(tmp_path / "out"))) == 1
+    assert "skipped pipe.png: not a regular file" in capsys.readouterr().out

@@ -41,7 +41,7 @@ def test_names_are_shown_as_they_are(here: Path, capsys: pytest.CaptureFixture[s
     write_run(here / "a", "50%_of|<b>x</b>&$1", BASELINE, facts=checkpoint())
     assert report(config(report="a"), {"out"}) == 0
     assert "50%\\_of\\|\\<b>x\\</b>&$1" in capsys.readouterr().out
-    assert "50\\%\\_of|$<$b$>$x$<$/b$>$\\&\\$1" in (here / "out" / "table.tex").read_text()
+    assert "50\\%\\_of\\textbar{}$<$b$>$x$<$/b$>$\\&\\$1" in (here / "out" / "table.tex").read_text()
     html = (here / "out" / "report.html").read_text()
     assert "50%_of|&lt;b&gt;x&lt;/b&gt;&amp;$1" in html and "<b>" not in html
     assert html.count("data:image/png;base64,") == 2

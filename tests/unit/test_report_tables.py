@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report_folders import GIVEN, OURS, wave, write_runs
+from report_folders import GIVEN, OURS, QUICK, wave, write_run, write_runs
 
 from dit4sr.evaluation.reports.formats import csv_text, latex, markdown
 from dit4sr.evaluation.reports.layout import sections
@@ -87,13 +87,31 @@ def test_html_is_whole_and_alone() -> None:
     assert checker.open == []
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no LaTeX here")
-def test_the_latex_tables_compile_and_fit_the_text(tmp_path: Path) -> None:
-    shutil.copy(GOLDEN / "table.tex", tmp_path)
-    (tmp_path / "main.tex").write_text(
+def compiled(folder: Path) -> str:
+    """What LaTeX says of the folder's table.tex in an article."""
+    (folder / "main.tex").write_text(
         "\\documentclass{article}\n\\usepackage{booktabs,graphicx}\n\\begin{document}\n\\input{table}\n\\end{document}\n"
     )
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
-    assert "Overfull" not in done.stdout and (tmp_path / "main.pdf").stat().st_size > 10_000
+    return done.stdout
+
+
+without_latex = pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no LaTeX here")
+
+
+@without_latex
+def test_the_latex_tables_compile_and_fit_the_text(tmp_path: Path) -> None:
+    shutil.copy(GOLDEN / "table.tex", tmp_path)
+    assert "Overfull" not in compiled(tmp_path)
+    assert (tmp_path / "main.pdf").stat().st_size > 10_000
+
+
+@without_latex
+def test_names_of_any_signs_compile(here: Path) -> None:
+    write_run(here / "a", r"50%_of|<b>#1 & {x}~^$\\\end[1] λ=0.5 α₂? é", OURS)
+    tables = merge(find_runs(["a"]), QUICK)
+    (here / "table.tex").write_text(latex(sections(tables, QUICK)), encoding="utf-8")
+    assert "$\\lambda$=0.5 $\\alpha$" in (here / "table.tex").read_text()
+    compiled(Path.cwd())

@@ -1,6 +1,7 @@
 """Studies that read evaluations: fidelity and qualitative figures."""
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,15 @@ def test_other_protocols_are_not_set_beside_the_published_ones(
     write_evaluation(tmp_path / "one", pairs, protocol="yiq")
     assert fidelity.main([f"evaluations={tmp_path}/one", f"out={tmp_path}/out"]) == 2
     assert "metrics.protocol=ycbcr" in capsys.readouterr().err
+
+
+def test_nothing_is_reported_for_another_factor(tmp_path: Path, pairs: Path) -> None:
+    write_evaluation(tmp_path / "one", pairs)
+    summary = json.loads((tmp_path / "one" / "summary.json").read_text())
+    summary["benchmark"]["upscale"] = 2.0
+    (tmp_path / "one" / "summary.json").write_text(json.dumps(summary))
+    assert fidelity.main([f"evaluations={tmp_path}/one", f"out={tmp_path}/out"]) == 0
+    assert {row["source"] for row in read(tmp_path / "out" / "table.csv")} == {"measured here"}
 
 
 def test_what_the_paper_does_not_report(tmp_path: Path, pairs: Path) -> None:
@@ -130,6 +140,20 @@ def test_given_images_and_regions(tmp_path: Path, pairs: Path, capsys: pytest.Ca
     for wrong in ("regions=a:60:0:20:10", "regions=a:1:2", "images=z", "folders=x=/nowhere", "dpi=5", "size=0"):
         assert qualitative.main([*common, wrong]) == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_images_one_folder_down_as_archives_have_them(tmp_path: Path, pairs: Path) -> None:
+    """The verb takes a benchmark, and another method's images, so; studies find them there too."""
+    write_evaluation(tmp_path / "one", pairs)
+    for side in ("lq", "hq"):
+        (pairs / side).rename(pairs / "inner")
+        (pairs / side).mkdir()
+        (pairs / "inner").rename(pairs / side / "images")
+    for name in "abc":
+        save(tmp_path / "theirs" / "sample00" / f"{name}_out.png", load(tmp_path / "one" / "restored" / f"{name}.png"))
+    common = [f"evaluations={tmp_path}/one", f"out={tmp_path}/out"]
+    assert qualitative.main([*common, f"folders=theirs={tmp_path}/theirs", "dpi=60", "size=16"]) == 0
+    assert fidelity.main(common) == 0 and (tmp_path / "out" / "comparison_realsr.png").is_file()
 
 
 def test_no_ground_truth(tmp_path: Path, pairs: Path) -> None:

@@ -180,8 +180,42 @@ def test_a_finished_job_is_kept_and_another_config_is_refused(
     assert run_job(config, folder) == 0 and "kept" in capsys.readouterr().err
     assert run_job(job_config(training__learning_rate=0.5), folder) == 1
     assert "training.learning_rate 0.003 → 0.5" in capsys.readouterr().err
+    assert run_job({**config, "resume": "nowhere.ckpt", "sampler": {**config["sampler"], "steps": 3}}, folder) == 1
+    assert "sampler.steps" in capsys.readouterr().err  # a table holds one sampler
     (folder / EVALUATED).unlink()  # the result is gone: it runs, and fails here
     assert run_job(config, folder) == 1 and not (folder / EVALUATED).is_file()
+
+
+def test_where_the_evaluation_failed_another_one_needs_no_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, config = tmp_path / "job", job_config(resume="nowhere.ckpt")
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "last.ckpt").write_bytes(b"")
+    (folder / "job.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+    write_record(folder, Record("failed", config_hash(config), "dit4sr", 0, reason="no such benchmark"))
+    assert run_job(job_config(resume="nowhere.ckpt", sampler__steps=3, benchmark__count=None), folder) == 1
+    assert "goes on" in capsys.readouterr().err  # and fails here for want of the checkpoint
+    assert run_job(job_config(resume="nowhere.ckpt", training__learning_rate=0.5), folder) == 1
+    assert "another config" in capsys.readouterr().err
+
+
+def test_jobs_with_other_metrics_and_a_summary_that_is_cut_off(sweep: Path) -> None:
+    for name in ("dit4sr-seed1", "variant_a-seed1"):
+        path = sweep / name / EVALUATED
+        summary = json.loads(path.read_text())
+        summary["metrics"]["lpips"] = {"better": "lower", "protocol": "rgb", "channel": "RGB", "border": 0}
+        for values in summary["methods"].values():
+            values["lpips"] = {"mean": 0.3, "std": 0.1, "n": 3}
+        path.write_text(json.dumps(summary))
+    assert finish(sweep) == 1
+    rows = {(row["model"], row["metric"]): row for row in table_rows(jobs_of(sweep)[0])}
+    assert rows["dit4sr", "lpips"]["seeds"] == 1 and rows["dit4sr", "lpips"]["seed"] == "1"
+    assert rows["bicubic", "lpips"]["protocol"] == "rgb" and rows["variant_a", "psnr"]["seeds"] == 2
+    assert [c["name"] for c in content(sweep / "report.html")["table"]["columns"]] == ["psnr", "lpips"]
+    (sweep / "variant_a-seed0" / EVALUATED).write_text('{"benchmark"')
+    jobs, unfinished = jobs_of(sweep)
+    assert len(jobs) == 3 and "summary.json is cut off" in "".join(map(str, unfinished))
 
 
 def test_a_job_ends_with_its_sweep(tmp_path: Path) -> None:

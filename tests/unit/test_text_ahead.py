@@ -129,6 +129,21 @@ def test_what_is_asked_of_an_encoder_is_asked_of_one_ahead() -> None:
     ahead.release()
 
 
+def test_a_pipeline_takes_the_encoder_behind_its_embeddings() -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    from tiny_sd3 import tiny_network
+
+    from dit4sr.autoencoders import BlockDCT
+    from dit4sr.restoration.pipeline import DiT4SRPipeline
+    from dit4sr.restoration.restorer import SamplerSettings, TileSettings
+
+    network, encoder = tiny_network(in_channels=16, out_channels=16), EncodedAhead(HashingTextEncoder(5, 12, 10))
+    settings = SamplerSettings.from_config(SAMPLER)
+    restorer = Restorer(network, BlockDCT(), encoder, settings, TileSettings(8, 2), CPU)
+    pipe = DiT4SRPipeline.from_restorer(restorer)
+    assert isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler) and pipe.text_encoder.config.width == 12
+
+
 def test_places(folder: Path, tmp_path: Path) -> None:
     encoder = SD3TextEncoder(folder, 90)
     assert encoder.nbytes == sum(p.stat().st_size for p in folder.glob("text_encoder*/*.safetensors")) > 1000

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,3 +106,34 @@ def test_every_metric_and_picture_is_in_the_file(folder: Path) -> None:
     assert len(logged[20, "val/pictures.filenames"]) == 3
     assert all((file.parent / "files" / path).is_file() for path in files if path.endswith(".png"))
     assert any(r.HasField("artifact") or r.request.HasField("log_artifact") for r in found)
+
+
+WRITER_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from dit4sr.training.logging import close_wandb, wandb_logger
+
+settings = {"mode": "offline", "project": "p", "group": None, "job_type": None, "tags": [], "name": None}
+logger = wandb_logger({**settings, "log_model": True}, Path(sys.argv[1]), {}, "abc123")
+logger.log_metrics({"train/loss": 1.0}, 1)
+for child in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split():
+    if b"wandb-core" in Path(f"/proc/{child}/cmdline").read_bytes():
+        os.kill(int(child), signal.SIGKILL)
+        print("killed", flush=True)
+for step in range(2, 50):
+    logger.log_metrics({"train/loss": 1.0}, step)
+logger.finalize("success")
+close_wandb()
+print("done", flush=True)
+sys.exit(75)
+"""
+
+
+def test_a_run_goes_on_when_wandb_s_writer_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"weights")
+    environment = {**os.environ, "WANDB_SILENT": "true"}
+    command = [sys.executable, "-c", WRITER_KILLED, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout.split() == ["killed", "done"] and done.returncode == 75, done.stderr
+    assert "Traceback" not in done.stderr and "warning: " in done.stderr

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -24,7 +26,7 @@ from dit4sr.data.sources import SourceSettings
 from dit4sr.data.stream import ORDERS, Feed, numbered_samples
 from dit4sr.data.tally import Tally
 from dit4sr.errors import UserError
-from dit4sr.helper_processes import end_at_the_second_sigterm, start_fork_server
+from dit4sr.helper_processes import heed_the_run_alone, start_fork_server
 
 Batch = dict[str, Any]
 T = TypeVar("T")
@@ -208,9 +210,9 @@ def _interleave(pieces: list[Batch]) -> Batch:
     }
 
 
-def _begin_worker(_worker: int) -> None:
+def _begin_worker(_worker: int, run: int) -> None:
     if START_METHOD == "forkserver":
-        end_at_the_second_sigterm()
+        heed_the_run_alone(run)
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
 
@@ -257,16 +259,20 @@ class TrainingBatches:
         s = self.settings
         pieces = iter(self._loader())
         per_batch = s.local_batch // s.piece
-        while True:
-            batch: list[Batch] = []
-            began = time.perf_counter()
-            for piece in itertools.islice(noticing_death(pieces), per_batch):
-                if isinstance(piece, UserError):
-                    raise piece
-                batch.append(piece)
-            whole = _interleave(batch)
-            self.waited += time.perf_counter() - began
-            yield whole
+        try:
+            while True:
+                batch: list[Batch] = []
+                began = time.perf_counter()
+                for piece in itertools.islice(noticing_death(pieces), per_batch):
+                    if isinstance(piece, UserError):
+                        raise piece
+                    batch.append(piece)
+                whole = _interleave(batch)
+                self.waited += time.perf_counter() - began
+                yield whole
+        finally:
+            # Workers that an error leaves behind would wait for work, and this process at its end for them.
+            getattr(pieces, "_shutdown_workers", lambda: None)()
 
     def _loader(self) -> DataLoader[Any]:
         s = self.settings
@@ -282,6 +288,6 @@ class TrainingBatches:
             batch_size=None,
             num_workers=s.workers,
             prefetch_factor=max(2, batches_ahead * s.local_batch // (s.piece * s.workers)),
-            worker_init_fn=_begin_worker,
+            worker_init_fn=functools.partial(_begin_worker, run=os.getpid()),
             multiprocessing_context=context,
         )

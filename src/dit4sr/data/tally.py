@@ -62,7 +62,7 @@ class Tally:
             counts = ", ".join(f"{reason}: {count}" for reason, count in self.reasons.items())
             raise UserError(
                 f"too many unusable training samples ({counts} of {self.seen + 1}; the last is {error}): "
-                "prepare the shards again, or raise data.max_bad_share."
+                "prepare the shards again (where they are too small, by a larger patch=), or raise data.max_bad_share."
             )
 
     def bad_shard(self, location: str, reason: str, shards: int) -> None:

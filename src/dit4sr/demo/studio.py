@@ -91,7 +91,7 @@ class Studio:
         Raises:
             UserError: see :func:`dit4sr.restoration.loading.load_restorer`.
         """
-        restorer, trained = load_restorer(config, explicit)
+        restorer, trained = load_restorer(config, explicit, [config["prompt"]["fixed"] or ""])
         captioner = None
         if config["captioner"]["name"] != "none":
             captioner = build_captioner(config["captioner"], restorer.device)

@@ -44,16 +44,17 @@ def find_images(folder: Path) -> tuple[Path, dict[str, Path]]:
     """
     if files := image_files(folder):
         return folder, files
-    inner = {path: files for path in sorted(folder.iterdir()) if path.is_dir() and (files := _visible(path))}
+    inner = _inner(folder)
     if len(inner) > 1:
         names = ", ".join(path.name for path in inner)
         raise UserError(f"{folder} holds images in several folders ({names}): give one of them")
     return next(iter(inner.items()), (folder, {}))
 
 
-def _visible(folder: Path) -> dict[str, Path]:
-    hidden = folder.name.startswith(".") or folder.name == "__MACOSX"
-    return {} if hidden else image_files(folder)
+def _inner(folder: Path) -> dict[Path, dict[str, Path]]:
+    """The folders inside that hold images; without hidden ones."""
+    paths = [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".") and p.name != "__MACOSX"]
+    return {path: files for path in paths if (files := image_files(path))}
 
 
 def by_stem(files: Mapping[str, Path], folder: Path) -> dict[str, Path]:
@@ -103,9 +104,11 @@ def match_names(folder: Path, names: Sequence[str], of: str) -> tuple[dict[str, 
         )
     if not changes:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        inner = ", ".join(path.name for path in _inner(folder))
         raise UserError(
             f"{folder} has no image for {', '.join(missing[:5])}{more} of benchmark {of} (matched by stem, or by one "
             "change of name that is the same for all): restore them too, or rename the files"
+            + (f", or give a folder inside it ({inner})" if inner else "")
         )
     ((stems, words),) = changes.items()
     return {name: files[stem] for name, stem in zip(names, stems, strict=True)}, words

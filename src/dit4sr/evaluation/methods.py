@@ -124,17 +124,22 @@ def build_method(config: dict[str, Any], benchmark: Benchmark, explicit: Collect
         UserError: unknown method, no checkpoint or one of another model, or images that a folder misses.
     """
     name = config["method"]["name"]
+    method: Method
     if name == "bicubic":
         return Bicubic()
     if name == "folder":
-        return _folder(config["method"], benchmark)
-    if name == "checkpoint":
-        return _checkpoint(config, benchmark, explicit)
-    if name == "spandrel":
+        method = _folder(config["method"], benchmark)
+    elif name == "checkpoint":
+        method = _checkpoint(config, benchmark, explicit)
+    elif name == "spandrel":
         from dit4sr.evaluation.foreign import load_foreign
 
-        return load_foreign(config["method"], benchmark, config["device"])
-    raise UserError(f"method.name={name!r}: choose checkpoint, bicubic, folder or spandrel")
+        method = load_foreign(config["method"], benchmark, config["device"])
+    else:
+        raise UserError(f"method.name={name!r}: choose checkpoint, bicubic, folder or spandrel")
+    if method.name == Bicubic().name:
+        raise UserError(f"{method.name} is the name of the baseline in every table: give method.label=<another name>")
+    return method
 
 
 def _folder(config: Mapping[str, Any], benchmark: Benchmark) -> Folder:

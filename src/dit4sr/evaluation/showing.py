@@ -17,6 +17,7 @@ from dit4sr.evaluation.pictures import SheetRow, write_sheet
 from dit4sr.evaluation.reporting import Evaluation, values_of
 from dit4sr.evaluation.restored import mean_file, mean_name, quantise, restored_file
 from dit4sr.evaluation.tables import summarise
+from dit4sr.provenance import git_revision
 
 PICTURES = "pictures"
 
@@ -99,13 +100,13 @@ def log_to_wandb(out: Path, found: Evaluation, shown: list[Example], config: Map
     benchmark, method = found.benchmark, found.method
     run = wandb.init(
         project=config["project"],
-        name=f"{benchmark.name}-{method.name}",
+        name=f"{benchmark.name}-{method.name}-seed{found.config['seed']}",
         group=config["group"],
         job_type="evaluate",
-        tags=[*config["tags"], benchmark.name, method.name],
+        tags=list(dict.fromkeys([*config["tags"], benchmark.name, method.name])),
         dir=str(out),
         mode=wandb_mode(config["mode"]),
-        config=dict(found.config),
+        config={**found.config, "revision": git_revision()},
         settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
     )
     try:

@@ -104,6 +104,8 @@ class DiT4SRPipeline(PromptEncoding, VaeTiling, DiffusionPipeline):
         Text encoders of Stable Diffusion are not taken along: pass embeddings, or export the checkpoint and load that.
         """
         encoder: Any = restorer.text_encoder
+        while hasattr(encoder, "encoder"):  # behind a cache, or embeddings made ahead
+            encoder = encoder.encoder
         parts: dict[str, Any] = {"transformer": restorer.network, "vae": restorer.autoencoder}
         return cls(
             **parts,

@@ -125,12 +125,18 @@ def models_of(jobs: list[Job]) -> list[str]:
     return list(dict.fromkeys(job.model for job in jobs))
 
 
+def metrics_of(jobs: list[Job]) -> dict[str, dict[str, Any]]:
+    """The metrics that any job has: name → direction and protocol; a job may have been evaluated with more of them."""
+    return {name: metric for job in jobs for name, metric in job.summary["metrics"].items()}
+
+
 def over_seeds(jobs: list[Job]) -> dict[str, dict[str, Statistic]]:
     """Model → metric → mean, deviation and number of the seeds' means; the baseline, which has no seed, first."""
     from dit4sr.evaluation.tables import statistic
 
-    metrics = list(jobs[0].summary["metrics"])
-    found = {BASELINE: {m: statistic([v]) for m, v in jobs[0].means(BASELINE).items()}}
+    metrics = metrics_of(jobs)
+    baseline = {m: v for job in reversed(jobs) for m, v in job.means(BASELINE).items()}
+    found = {BASELINE: {m: statistic([v]) for m, v in baseline.items()}}
     for model in models_of(jobs):
         own = [job.means(model) for job in jobs if job.model == model]
         found[model] = {m: statistic(means[m] for means in own if m in means) for m in metrics}
@@ -141,7 +147,7 @@ def columns_of(jobs: list[Job]) -> list[Column]:
     """The table's columns."""
     from dit4sr.evaluation.tables import Column
 
-    metrics = jobs[0].summary["metrics"]
+    metrics = metrics_of(jobs)
     return [Column(name, metric["better"], DIGITS.get(name, 3)) for name, metric in metrics.items()]
 
 
@@ -197,10 +203,12 @@ def table_rows(jobs: list[Job]) -> list[dict[str, Any]]:
     """
     rows = []
     for model, metrics in over_seeds(jobs).items():
-        own = [job for job in jobs if job.model == model] or jobs[:1]
+        candidates = jobs if model == BASELINE else [job for job in jobs if job.model == model]
         for name, s in metrics.items():
             if not s.n:
                 continue
+            own = [job for job in candidates if name in job.summary["methods"].get(model, {})]
+            own = own[:1] if model == BASELINE else own
             # A benchmark of one image has no deviation.
             stds = [v for job in own if (v := job.summary["methods"][model][name]["std"]) is not None]
             rows.append(

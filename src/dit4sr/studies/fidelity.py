@@ -63,7 +63,7 @@ def study(request: Request) -> int:
         if not measured:
             without.append(f"{benchmark}: no PSNR and SSIM by the published protocol (Y of YCbCr, no border cut)")
             continue
-        reported = reported_lines(benchmark)
+        reported = reported_lines(benchmark, members[0].upscale)
         texts.append(table_text(benchmark, members, measured, reported))
         rows += [row for line in (*measured, *reported) for row in csv_rows(benchmark, line)]
         path = request.out / f"comparison_{benchmark}.png"
@@ -107,10 +107,12 @@ def mean(values: Any) -> float:
     return math.fsum(defined) / len(defined) if defined else math.nan
 
 
-def reported_lines(benchmark: str) -> list[Line]:
-    """The published rows of a benchmark; none for one that the paper does not have."""
-    from dit4sr.evaluation.published import SOURCES, published_fidelity
+def reported_lines(benchmark: str, upscale: float) -> list[Line]:
+    """The published rows of a benchmark; none for one, or for a factor, that the paper does not have."""
+    from dit4sr.evaluation.published import SOURCES, UPSCALE, published_fidelity
 
+    if upscale != UPSCALE:
+        return []
     source = f"reported: {SOURCES['fidelity']}"
     return [Line(method, source, values, None) for method, values in published_fidelity(benchmark).items()]
 

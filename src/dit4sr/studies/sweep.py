@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,12 @@ def jobs_of(sweep: Path) -> tuple[list[Job], list[Unfinished]]:
         if record.state != "finished":
             unfinished.append(Unfinished(folder, record))
         elif (folder / EVALUATED).is_file() and (folder / "config.yaml").is_file():
-            summary = json.loads((folder / EVALUATED).read_text(encoding="utf-8"))
+            try:
+                summary = json.loads((folder / EVALUATED).read_text(encoding="utf-8"))
+            except ValueError:
+                reason = f"{folder / EVALUATED} is cut off: delete it, and the same command evaluates again"
+                unfinished.append(Unfinished(folder, replace(record, state="failed", reason=reason)))
+                continue
             finished.append(Job(folder, record, config_of(folder), summary))
     return sorted(finished, key=lambda job: (order(job.model), job.seed)), unfinished
 

@@ -8,7 +8,7 @@ import socket
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
@@ -207,6 +207,8 @@ def close_wandb() -> None:
             wandb.finish()
         except Exception as error:  # its writer has ended, for one
             warn(f"the W&B run could not be closed ({type(error).__name__}: {error}); metrics.csv is whole")
+            with suppress(Exception):  # else wandb would meet the same error at exit, and show all of it
+                wandb.teardown()
 
 
 def wandb_logger(

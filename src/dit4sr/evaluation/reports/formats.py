@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from dit4sr.evaluation.reports.content import BenchmarkTable, Measure
@@ -147,6 +148,7 @@ def _md(text: str) -> str:
 
 TEX = {
     "\\": "\\textbackslash{}",
+    "|": "\\textbar{}",  # a dash in TeX's own font encoding
     "[": "{[}",  # after a row's end it would begin an option
     "↑": "$\\uparrow$",
     "↓": "$\\downarrow$",
@@ -155,7 +157,6 @@ TEX = {
     "±": "$\\pm$",
     "−": "$-$",
     "–": "--",
-    "σ": "$\\sigma$",
     "<": "$<$",
     ">": "$>$",
     "~": "\\textasciitilde{}",
@@ -165,4 +166,21 @@ TEX = {
 
 
 def _tex(text: str) -> str:
-    return "".join(TEX.get(c, c) for c in " ".join(text.split()))
+    return "".join(TEX.get(c) or (c if ord(c) < 0x250 else _formula(c)) for c in " ".join(text.split()))
+
+
+GREEK = re.compile(
+    r"GREEK (SMALL LETTER (?!OMICRON)(?=\w+$)|CAPITAL LETTER (?=GAMMA|DELTA|THETA|LAMDA|XI|PI|SIGMA|P[HS]I|OMEGA))"
+)
+
+
+def _formula(c: str) -> str:
+    """A letter or index that LaTeX knows in formulas alone; other signs as they are."""
+    name = unicodedata.name(c, "")
+    if match := GREEK.match(name):
+        word = name.rpartition(" ")[2].replace("LAMDA", "LAMBDA").lower()
+        return f"$\\{word if 'SMALL' in match[0] else word.capitalize()}$"
+    kind, _, code = unicodedata.decomposition(c).partition(" ")
+    if kind in ("<sub>", "<super>"):
+        return f"${'_' if kind == '<sub>' else '^'}{{{chr(int(code, 16))}}}$"
+    return c

@@ -22,6 +22,7 @@ from random import Random
 from typing import Any, Literal
 
 from dit4sr.errors import UserError
+from dit4sr.studies.user_study import queries
 from dit4sr.studies.user_study.design import Comparison, plan
 
 Side = Literal["left", "right"]
@@ -182,9 +183,9 @@ class Store:
 
     def _draw(self, db: sqlite3.Connection, volunteer: Volunteer, now: float) -> None:
         """Write the steps of a new volunteer."""
-        pictures = {row[0]: row[1:] for row in db.execute(_COMPARISONS)}
+        pictures = {row[0]: row[1:] for row in db.execute(queries.COMPARISONS)}
         comparisons = [Comparison(id, photo, competitor) for id, (photo, competitor, *_) in pictures.items()]
-        shown = {id: (left, right) for id, left, right in db.execute(_SHOWN, (now - ACTIVE,))}
+        shown = {id: (left, right) for id, left, right in db.execute(queries.SHOWN, (now - ACTIVE,))}
         rng = Random(secrets.randbits(128))
         steps = plan(comparisons, shown, self.facts["length"], self.facts["checks"], rng)
         for position, step in enumerate(steps, 1):
@@ -205,7 +206,7 @@ class Store:
     def screen(self, volunteer: Volunteer) -> Screen | None:
         """The volunteer's first step without an answer; None when all have one."""
         db = self._connection()
-        row = db.execute(_NEXT, (volunteer.id,)).fetchone()
+        row = db.execute(queries.NEXT, (volunteer.id,)).fetchone()
         if row is None:
             return None
         step, token, number, width, height = row
@@ -238,7 +239,7 @@ class Store:
 
     def picture(self, volunteer: Volunteer, token: str) -> bytes | None:
         """The PNG under a token of this volunteer's; None where it is not theirs."""
-        row = self._connection().execute(_PICTURE, (token, volunteer.id)).fetchone()
+        row = self._connection().execute(queries.PICTURE, (token, volunteer.id)).fetchone()
         return None if row is None else row[0]
 
     def votes(self) -> list[Vote]:
@@ -246,7 +247,7 @@ class Store:
         votes: list[Vote] = []
         before: tuple[str, float] | None = None
         for code, joined, position, benchmark, photo, competitor, left, realism, fidelity, answered in (
-            self._connection().execute(_VOTES).fetchall()
+            self._connection().execute(queries.VOTES).fetchall()
         ):
             since = before[1] if before is not None and before[0] == code else joined
             votes.append(
@@ -260,7 +261,7 @@ class Store:
 
     def volunteers(self) -> dict[str, tuple[int, int]]:
         """Anonymous code → steps answered, steps in all."""
-        rows = self._connection().execute(_PROGRESS).fetchall()
+        rows = self._connection().execute(queries.PROGRESS).fetchall()
         return {code: (answered, count) for code, answered, count in rows}
 
     def steps_each(self) -> int:
@@ -284,47 +285,3 @@ def _digest(session: str) -> bytes:
 def _code(session: str) -> str:
     """An anonymous code of 12 characters that says nothing about the cookie."""
     return base64.b32encode(hashlib.sha256(b"code " + session.encode()).digest()).decode()[:12]
-
-
-_COMPARISONS = """
-SELECT c.id, c.photo, c.competitor, c.ours, c.other, p.lq
-FROM comparisons c JOIN photos p ON p.id = c.photo ORDER BY c.id
-"""
-
-# Steps that were answered, or still may be: those of volunteers who left do not count.
-_SHOWN = """
-SELECT s.comparison, sum(s.ours_left), sum(1 - s.ours_left)
-FROM steps s JOIN volunteers v ON v.id = s.volunteer LEFT JOIN answers a ON a.step = s.id
-WHERE a.step IS NOT NULL OR v.seen > ? GROUP BY s.comparison
-"""
-
-_NEXT = """
-SELECT s.id, s.token, s.position, p.width, p.height
-FROM steps s
-JOIN comparisons c ON c.id = s.comparison
-JOIN photos p ON p.id = c.photo
-LEFT JOIN answers a ON a.step = s.id
-WHERE s.volunteer = ? AND a.step IS NULL ORDER BY s.position LIMIT 1
-"""
-
-_PICTURE = """
-SELECT p.png FROM tokens t JOIN steps s ON s.id = t.step JOIN pictures p ON p.id = t.picture
-WHERE t.token = ? AND s.volunteer = ?
-"""
-
-_VOTES = """
-SELECT v.code, v.joined, s.position, p.benchmark, p.stem, m.label, s.ours_left, a.realism, a.fidelity, a.answered
-FROM answers a
-JOIN steps s ON s.id = a.step
-JOIN volunteers v ON v.id = s.volunteer
-JOIN comparisons c ON c.id = s.comparison
-JOIN photos p ON p.id = c.photo
-LEFT JOIN methods m ON m.id = c.competitor
-ORDER BY v.id, s.position
-"""
-
-_PROGRESS = """
-SELECT v.code, count(a.step), count(s.id)
-FROM volunteers v JOIN steps s ON s.volunteer = v.id LEFT JOIN answers a ON a.step = s.id
-GROUP BY v.id ORDER BY v.id
-"""

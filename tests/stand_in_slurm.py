@@ -89,16 +89,17 @@ def scancel(state: Path, job: str, option: str = "--signal", name: str = "SIGTER
 def scontrol(state: Path, verb: str, job: str) -> None:
     assert verb == "requeue"
     (state / f"{job}.again").touch()
-    ender = [sys.executable, str(Path(__file__).resolve()), "end", str(state), job]
+    step = (state / f"{job}.step").read_text()
+    ender = [sys.executable, str(Path(__file__).resolve()), "end", str(state), step]
     subprocess.Popen(ender, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def end(state: Path, job: str) -> None:
-    step = (state / f"{job}.step").read_text()
-    time.sleep(1)  # who has asked for it learns that it will be done
-    scancel(state, job)
-    time.sleep(KILL_WAIT)
+def end(state: Path, step: str) -> None:
+    """End a job step, and not that of the job's next run."""
     with suppress(ProcessLookupError):
+        time.sleep(1)  # who has asked for it learns that it will be done
+        os.killpg(int(step), signal.SIGTERM)
+        time.sleep(KILL_WAIT)
         os.killpg(int(step), signal.SIGKILL)
 
 

@@ -17,10 +17,13 @@ from typing import Any
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """By which schedulers tell a job to stop."""
 
+TELLS_SENDERS = hasattr(signal, "sigwaitinfo")
+"""Whether a process can tell who has sent it a signal; macOS does not say."""
+
 
 @contextmanager
 def deaf_to_signals() -> Iterator[None]:
-    """A process that is started within the block never hears those signals; this one hears them at the block's end.
+    """A process that is started within the block never hears those signals; this one does, at its end at the latest.
 
     They are blocked in this thread, which a new program inherits, unlike handlers.
     """
@@ -44,10 +47,11 @@ def start_fork_server(preload: list[str]) -> Any:
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(preload)
-    with deaf_to_signals():
-        resource_tracker.ensure_running()  # starting it unblocks SIGTERM
-    with deaf_to_signals():
-        forkserver.ensure_running()
+    if TELLS_SENDERS:
+        with deaf_to_signals():
+            resource_tracker.ensure_running()  # starting it unblocks SIGTERM
+        with deaf_to_signals():
+            forkserver.ensure_running()
     return context
 
 
@@ -57,10 +61,18 @@ def heed_the_run_alone(run: int) -> None:
     Args:
         run: the run's process.
     """
+    if not TELLS_SENDERS:
+        return
 
     def wait() -> None:
         while signal.sigwaitinfo([signal.SIGTERM]).si_pid != run:
             pass
         os._exit(0)
 
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # where the fork server ran before
     threading.Thread(target=wait, daemon=True, name="signals").start()
+
+
+def cores() -> int:
+    """CPU cores that this process, and those that it starts, may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from dit4sr.errors import UserError
+from dit4sr.helper_processes import cores
 from dit4sr.models.flops import TrainingFlops, step_flops
 from dit4sr.training import utilisation
 from dit4sr.training.callbacks import speed_in_words
@@ -90,10 +90,10 @@ def test_the_processes_of_a_machine_share_its_peak(monkeypatch: pytest.MonkeyPat
     """One thread each: together no more of them than there are cores."""
     asked: list[int | None] = []
     monkeypatch.setattr(utilisation, "measured_peak", lambda *_, threads: asked.append(threads) or 1e9)
-    cores, own = len(os.sched_getaffinity(0)), torch.get_num_threads()
+    own, most = torch.get_num_threads(), cores()
     for processes in (1, 2, 10**6):
         assert peak_flops(CPU, "32-true", "auto", processes) == 1e9
-    assert asked == [own, max(own, min(2 * own, cores)), max(own, cores)]
+    assert asked == [own, max(own, min(2 * own, most)), max(own, most)]
 
 
 @pytest.mark.parametrize(("nodes", "ranks", "utilisation_of"), [(1, 1, 10.0), (1, 4, 10.0), (3, 12, 30.0)])

@@ -8,11 +8,12 @@ import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from dit4sr.errors import UserError
+from dit4sr.values import whole_number
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -50,10 +51,11 @@ def run(config: DictConfig, explicit: Collection[str] = ()) -> int:
     Raises:
         UserError: no photo, one smaller than the crop, or numbers out of range.
     """
-    if config.samples < 1 or config.crop < 16 or config.crop % 4:
-        raise UserError(
-            f"samples={config.samples} must be at least 1, and crop={config.crop} a multiple of 4, at least 16."
-        )
+    numbers: dict[str, Any] = {name: config[name] for name in ("seed", "samples", "crop")}
+    whole_number(numbers, "seed", 0)
+    whole_number(numbers, "samples", 1)
+    if whole_number(numbers, "crop", 16) % 4:
+        raise UserError(f"crop={config.crop}: give a multiple of 4")
     photos = read_photos(config.input, config.crop, config.samples)
 
     from dit4sr.data.degradations import DegradationPreset

@@ -39,7 +39,7 @@ python experiments/ablation/run.py [setting=value …]
   out         the sweep's folder (outputs/ablation/<backbone>-<steps>steps-<benchmark>)
 
 and every setting of train.py. The same command continues an interrupted sweep: finished jobs are kept.
-Exit status: 0 done, 1 where a job is not finished (they are listed), 2 for a wrong setting."""
+Exit status: 0 done, 1 where a job is not finished (they are listed), 2 for a wrong setting, 75 told to stop."""
 
 SHORT = {"models": "model", "seeds": "seed", "steps": "training.steps", "launcher": "hydra/launcher"}
 """Setting of this command → override of train.py."""

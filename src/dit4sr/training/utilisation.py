@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from functools import cache
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from dit4sr.errors import UserError
+from dit4sr.helper_processes import cores
 
 PEAKS = {
     "H200": 790e12,  # measured: bfloat16 matmul of 8192×8192 by torch; the data sheet says 989e12
@@ -56,7 +56,7 @@ def peak_flops(device: torch.device, precision: str, asked: Any = "auto", proces
     if device.type == "cuda":
         return measured_peak(device, torch.bfloat16 if half else torch.float32)
     own = torch.get_num_threads()
-    return measured_peak(device, torch.float32, threads=max(own, min(own * processes, len(os.sched_getaffinity(0)))))
+    return measured_peak(device, torch.float32, threads=max(own, min(own * processes, cores())))
 
 
 def check_peak(asked: Any) -> None:

@@ -94,7 +94,8 @@ class HeldOutValidation(Callback):
                 logger.log_metrics(metrics, step)
                 if isinstance(logger, WandbLogger):
                     logger.log_image("val/restored", [sheet], step, caption=["input, bicubic, restored, ground truth"])
-                    triples = [(p["lq"], image, p["hq"]) for p, image in zip(pairs, restored, strict=True)]
+                    # Of one size, or W&B's page distorts them.
+                    triples = [(enlarged(p), image, p["hq"]) for p, image in zip(pairs, restored, strict=True)]
                     captions = [f"{n}: {what}" for n in range(len(pairs)) for what in ("LR", "restored", "HR")]
                     logger.log_image("val/pictures", [x for t in triples for x in t], step, caption=captions)
         loss = trainer.strategy.broadcast(metrics.get("val/loss", float("nan")))
@@ -162,12 +163,17 @@ class HeldOutValidation(Callback):
         rows = []
         for pair, image in zip(pairs, restored, strict=True):
             height, width = pair["hq"].shape[:2]
-            nearest = np.asarray(Image.fromarray(pair["lq"]).resize((width, height), Image.Resampling.NEAREST))
             bicubic = to_hwc(upsample_bicubic(from_hwc(pair["lq"]), height, width))
-            rows.append(np.hstack([nearest, bicubic, image, pair["hq"]]))
+            rows.append(np.hstack([enlarged(pair), bicubic, image, pair["hq"]]))
         width = max(row.shape[1] for row in rows)
         rows = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
         sheet = Image.fromarray(np.vstack(rows))
         with write_atomically(self.folder / f"step_{step:07d}.png") as temporary:
             sheet.save(temporary)
         return sheet
+
+
+def enlarged(pair: Pair) -> np.ndarray:
+    """A pair's LR image in the size of its HR image, (H, W, 3) uint8, by repeating pixels."""
+    height, width = pair["hq"].shape[:2]
+    return np.asarray(Image.fromarray(pair["lq"]).resize((width, height), Image.Resampling.NEAREST))

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from dit4sr.data.degradations import DegradationPreset
 from dit4sr.errors import UserError
+from dit4sr.helper_processes import cores
 
 EMBEDDED = "embedded"
 HUB = "hf:"
@@ -194,7 +195,7 @@ class Execution:
         if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", device):
             raise UserError(f"device={device}: choose auto, cpu, cuda or cuda:<number>.")
         return cls(
-            processes=processes or _cores(),
+            processes=processes or cores(),
             part=part,
             parts=parts,
             merge=merge,
@@ -202,10 +203,6 @@ class Execution:
             device=device,
             memo=str(paths["cache"]) if paths.get("cache") else None,
         )
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _source(value: Any) -> str:

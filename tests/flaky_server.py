@@ -10,14 +10,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 Plan = Callable[[int, str], str]
-"""(number of the request from 1, path) → "serve", "refuse" (503) or "cut" (half of the body, then closed)."""
+"""(number of the request from 1, path) → "serve", "refuse" (503), "cut" (half of the body, then closed) or "fail": cut
+where there is a body and no more were cut than refused before, else refused."""
 
 
 def one_in_ten(number: int, path: str) -> str:
-    """Every tenth request fails; every second of these is cut, if it has a body to cut."""
-    if number % 10 != 7:
-        return "serve"
-    return "cut" if number % 20 == 7 else "refuse"
+    """Every tenth request fails, about half of these by a cut."""
+    return "fail" if number % 10 == 7 else "serve"
 
 
 @dataclass
@@ -46,6 +45,8 @@ def serving(folder: Path, plan: Plan = lambda number, path: "serve", *, ranges: 
             with lock:
                 log.asked.append(self.path)
                 what = plan(len(log.asked), self.path)
+                if what == "fail":
+                    what = "cut" if len(log.cut) <= len(log.refused) else "refuse"
                 if what == "refuse" or (what == "cut" and not body):
                     log.refused.append(self.path)
                 elif what == "cut":

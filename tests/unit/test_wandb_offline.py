@@ -132,7 +132,9 @@ sys.exit(75)
 def test_a_run_goes_on_when_wandb_s_writer_is_killed(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"weights")
-    environment = {**os.environ, "WANDB_SILENT": "true"}
+    # A writer of its own, not the one that an earlier test's run in this process left its address of.
+    environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    environment["WANDB_SILENT"] = "true"
     command = [sys.executable, "-c", WRITER_KILLED, str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert done.stdout.split() == ["killed", "done"] and done.returncode == 75, done.stderr

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import lightning
+import torch
 from loading import data_module, shards_of_photos
 from measuring import Report
 from training import config, random_training_network
@@ -47,7 +48,7 @@ def end_to_end(report: Report, arguments: argparse.Namespace, steps: int) -> Non
         trainer = lightning.Trainer(
             max_steps=steps,
             accelerator=accelerator,
-            devices=1,
+            devices=[torch.device(report.device).index or 0] if accelerator == "gpu" else 1,
             precision=training["precision"],
             gradient_clip_val=training["gradient_clip"],
             log_every_n_steps=every,

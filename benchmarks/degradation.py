@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from measuring import Report, add_arguments, paired, summarised, table
+from measuring import Report, add_arguments, choose_device, paired, summarised, table
 from skimage import data
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
@@ -119,6 +119,7 @@ def main() -> None:
     parser.add_argument("--gpu-batch", type=int, nargs="+", default=[8, 64], help="images of a batch there (8 64)")
     add_arguments(parser)
     arguments = parser.parse_args()
+    choose_device(parser, arguments.device)
 
     torch.set_num_threads(1)
     cv2.setNumThreads(1)

@@ -39,6 +39,31 @@ class Measured:
     values: tuple[float, ...]
 
 
+def choose_device(parser: argparse.ArgumentParser, name: str) -> None:
+    """Make the GPU that ``--device`` names the current one: what is waited for, and whose memory is counted, is its.
+
+    Args:
+        parser: ends the program, by its error, where there is no such device.
+        name: cpu, cuda, or cuda with a number.
+    """
+    if name == "cpu":
+        return
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:  # no device of any kind
+        device = torch.device("meta")
+    if device.type != "cuda":
+        parser.error(f"--device {name}: choose cpu, cuda or, of several GPUs, cuda:0, cuda:1, …")
+    if not torch.cuda.is_available():
+        parser.error(f"--device {name}: torch finds no GPU here")
+    if device.index is not None:
+        if device.index >= (there := torch.cuda.device_count()):
+            parser.error(f"--device {name}: the last GPU here is cuda:{there - 1}")
+        torch.cuda.set_device(device)
+
+
 def synchronise(device: str) -> None:
     """Wait for what a GPU still computes; nothing on the CPU."""
     if device.startswith("cuda"):
@@ -199,7 +224,7 @@ class Report:
 def add_arguments(parser: argparse.ArgumentParser, *, rounds: int | None = 7, default: str = "") -> None:
     """The arguments that every theme has: --device, --rounds, --note, --out; ``default`` says in words what rounds are
     where there is no one number."""
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1 … (default cpu)")
     parser.add_argument(
         "--rounds", type=int, default=rounds, help=f"timed calls of each variant (default {default or rounds})"
     )

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measuring import Report, add_arguments, table
+from measuring import Report, add_arguments, choose_device, table
 
 STEPS = 2
 UPSCALE = 4
@@ -130,6 +130,7 @@ def main() -> None:
         model, side = arguments.one
         print(json.dumps(measure(model, int(side), arguments.colour, arguments.guidance)))
         return
+    choose_device(parser, arguments.device)
     report = Report("memory", arguments.device, arguments.note)
     if arguments.full:
         full_size(report)

@@ -26,6 +26,7 @@ from dit4sr.acceleration.quantising import is_block_matrix
 from dit4sr.config import config_dir
 from dit4sr.models.build import build_on_meta
 from dit4sr.models.flops import network_inputs
+from dit4sr.prompts.sd3 import WIDE
 from dit4sr.sampling import guided_velocity
 
 GB = 1e9
@@ -95,8 +96,11 @@ def saved_by(module: nn.Module, kind: str, chosen: Callable[[str, nn.Module], bo
     return int(count * (16 - BITS[kind] - SCALES[kind]) / 8)
 
 
-def text_encoders(prompts: int, length: int) -> dict[str, tuple[int, int]]:
-    """Encoder → bytes of its weights, and of what it computes for so many prompts."""
+def text_encoders(prompts: int, length: int, dtype: torch.dtype) -> dict[str, tuple[int, int]]:
+    """Encoder → bytes of its weights, and of what it computes for so many prompts.
+
+    In float16 T5's output maps ``wo`` stay float32, as transformers has them.
+    """
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
     def clip(width: int, layers: int, heads: int, act: str) -> Any:
@@ -116,7 +120,11 @@ def text_encoders(prompts: int, length: int) -> dict[str, tuple[int, int]]:
     found = {}
     for name, make in makers.items():
         with torch.device("meta"):
-            model = make().to(torch.bfloat16).eval()
+            model = make().to(dtype).eval()
+            if dtype == torch.float16:
+                for module in model.modules():
+                    if hasattr(module, WIDE):
+                        getattr(module, WIDE).float()
             ids = torch.zeros(prompts, length, dtype=torch.long)
         found[name] = weights_of(model), peak_of(lambda model=model, ids=ids: model(ids))  # type: ignore[misc]
     return found
@@ -166,34 +174,38 @@ def predict(report: Report, model: str, batch: int = 1, prompts: int = 2) -> dic
         batch: images at once.
         prompts: embedded together: the image's and the negative one.
     """
-    encoders = text_encoders(prompts, 77)
+    by_type = {dtype: text_encoders(prompts, 77, dtype) for dtype in (torch.bfloat16, torch.float16)}
     network, step = full_network(model, batch, "exact")
     vae, coding = autoencoder(64, batch)
     weights = weights_of(network)
-    rows = [[name, f"{w / GB:.2f}", f"{c / GB:.2f}"] for name, (w, c) in encoders.items()]
-    rows += [
-        [
-            f"{model}, bfloat16, {STEPS} guided steps of {batch} image of 512×512",
-            f"{weights / GB:.2f}",
-            f"{step / GB:.2f}",
-        ],
-        ["autoencoder, float32, a tile of 512×512", f"{vae / GB:.2f}", f"{coding / GB:.2f}"],
-    ]
+    found = dict(by_type[torch.bfloat16])
+    found[f"T5-XXL, float16, its {WIDE} float32"] = by_type[torch.float16]["T5-XXL"]
+    found[f"{model}, bfloat16, {STEPS} guided steps of {batch} image of 512×512"] = weights, step
+    found["autoencoder, float32, a tile of 512×512"] = vae, coding
+    rows = [[name, f"{w / GB:.2f}", f"{c / GB:.2f}"] for name, (w, c) in found.items()]
     report.say("Predicted from the meta device, of the full size, in GB (10⁹ bytes):\n")
     report.say(table(rows, ["part", "weights", "what it computes, at the peak"]) + "\n")
 
-    every = sum(w for w, _ in encoders.values())
     restoring = vae + max(step, coding)
-    one_by_one = max(w + c for w, c in encoders.values())
-    peaks = {
-        "embeddings given (`prompt=cached`, or prompt_embeds)": weights + restoring,
-        "with the text encoders beside the network": weights + restoring + every,
-        "whole pipeline, `text_encoder_device=offload`": max(one_by_one, weights + restoring),
-    }
-    for kind, name in (("int8", "int8"), ("nf4", "nf4")):
+    # Quantised where it runs: beside the autoencoder the whole network is there first.
+    needs = {"": weights + restoring}
+    once_loaded = {}
+    for kind in BITS:
         small = weights - saved_by(network, kind, is_block_matrix)
-        peaks[f"embeddings given, `acceleration={name}`"] = small + restoring
-        peaks[f"whole pipeline, `text_encoder_device=offload acceleration={name}`"] = max(one_by_one, small + restoring)
+        needs[f"acceleration={kind}"] = max(vae + weights, small + restoring)
+        once_loaded[f"embeddings given, `acceleration={kind}`, once loaded"] = small + restoring
+    peaks = {
+        f"embeddings given, `{kind}`" if kind else "embeddings given (`prompt=cached`, or prompt_embeds)": need
+        for kind, need in needs.items()
+    }
+    peaks |= once_loaded
+    for dtype, encoders in by_type.items():
+        given = f"text encoders in {str(dtype).removeprefix('torch.')}"
+        peaks[f"{given}, beside the network"] = weights + restoring + sum(w for w, _ in encoders.values())
+        one_by_one = max(w + c for w, c in encoders.values())
+        for kind, need in needs.items():
+            setting = f"text_encoder_device=offload {kind}".strip()
+            peaks[f"{given}, whole pipeline, `{setting}`"] = max(one_by_one, need)
     report.say(table([[name, f"{peak / GB:.1f}"] for name, peak in peaks.items()], ["restoring", "peak, GB"]))
     return {name: peak / GB for name, peak in peaks.items()}
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from measuring import Measured, Report, table
+from variants import Part
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,9 @@ class Target:
     bound: float
 
 
+BACKBONE, STEPS, GUIDANCE = "sd35_medium", 40, 8.0
+"""What the targets are about; figures of anything else are not held against them."""
+
 TARGETS = (
     Target("dit4sr", 1, None, "seconds", 0.75),
     Target("dit4sr", 1, None, "ratio", 1.5),
@@ -33,6 +38,13 @@ TARGETS = (
     Target("dit4sr", 1, ("fp8",), "seconds", 0.5),
     Target("sd3_controlnet", 1, None, "ratio", 1.5),
 )
+
+
+def of_the_targets(backbone: str, arguments: argparse.Namespace) -> bool:
+    """Whether a table of this backbone, by the command line's other settings, may be held against the targets."""
+    if arguments.device == "cpu" or arguments.ckpt:
+        return False
+    return (backbone, arguments.steps or STEPS, arguments.guidance) == (BACKBONE, STEPS, GUIDANCE)
 
 
 def misses_its_time(model: str, batch: int, measured: Measured) -> bool:
@@ -48,7 +60,7 @@ def targets_table(
 
     Args:
         report: gets the table.
-        results: (model, batch) → label → what was measured.
+        results: (model, batch) → label → what was measured, of samplings :func:`of_the_targets`.
         approximate: labels of rows whose results differ.
     """
     words = {"seconds": "s an image", "ratio": "× plain", "rate": "images/s"}
@@ -72,7 +84,7 @@ def targets_table(
         best = (min if at_most else max)(reached, key=lambda n: reached[n])
         met = reached[best] <= target.bound if at_most else reached[best] >= target.bound
         rows.append([*row, f"{reached[best]:.3g} ({best})", "met" if met else "missed"])
-    report.say("\n## Targets of one H200, 512×512, bfloat16, 40 guided steps\n")
+    report.say(f"\n## Targets of one H200, 512×512, bfloat16, {STEPS} guided steps\n")
     report.say(table(rows, ["what", "target", "here", ""]))
 
 
@@ -90,3 +102,28 @@ def summary(report: Report, results: Mapping[str, Mapping[str, Measured]]) -> No
     ]
     report.say("\n## Speed against plain\n")
     report.say(table(rows, ["", *results]))
+
+
+def sum_up(
+    report: Report,
+    results: Mapping[Part, Mapping[str, Measured]],
+    arguments: argparse.Namespace,
+    approximate: Collection[str],
+) -> None:
+    """The targets, of the tables that may be held against them; the other tables side by side.
+
+    Args:
+        report: gets the tables.
+        results: table → label → what was measured.
+        arguments: the command line's.
+        approximate: labels of rows whose results differ.
+    """
+    by_case: dict[tuple[str, str, int], dict[str, Measured]] = {}
+    for part, measured in results.items():
+        case = part.model, part.backbone, part.batch
+        by_case[case] = dict(measured) | by_case.get(case, {})
+    held = {(m, batch): found for (m, b, batch), found in by_case.items() if of_the_targets(b, arguments)}
+    if held:
+        targets_table(report, held, approximate)
+    if others := {case: found for case, found in by_case.items() if not of_the_targets(case[1], arguments)}:
+        summary(report, {f"{m} on {b}, batch {batch}": found for (m, b, batch), found in others.items()})

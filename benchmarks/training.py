@@ -13,15 +13,15 @@ from __future__ import annotations
 import argparse
 import gc
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import Report, add_arguments, comparison, paired, seconds_of, table
+from measuring import Report, add_arguments, choose_device, comparison, paired, seconds_of
 from omegaconf import OmegaConf
+from tracing import trace
 
 from dit4sr import flow
 from dit4sr.config import config_dir
@@ -32,9 +32,6 @@ from dit4sr.training.compiling import compile_network
 from dit4sr.training.ema import ExponentialMovingAverage
 from dit4sr.training.optimizers import build_optimizer, skips_on_device
 from dit4sr.training.utilisation import peak_flops
-
-WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaMemcpy", "aten::item", "aten::_local_scalar_dense")
-"""What the host does where it waits for a GPU."""
 
 COMPILING = 40.0
 """Seconds that compiling a step's blocks, forward and backward, is expected to take on a GPU."""
@@ -79,7 +76,7 @@ class Step:
         self.eps, self.sigma = torch.randn_like(self.z), torch.rand(batch, device=device)
 
     def __call__(self) -> None:
-        with torch.autocast(self.device, torch.bfloat16) if self.half else nullcontext():
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16) if self.half else nullcontext():
             z_t = flow.interpolate(self.z, self.eps, self.sigma)
             arguments = z_t, self.lr, 1000 * self.sigma, self.tokens, self.pooled
             loss = flow.latent_loss(self.network(*arguments, return_dict=False), self.z, self.eps, self.sigma)
@@ -214,37 +211,6 @@ def peak_gib(action: Callable[[], object]) -> float:
     return torch.cuda.max_memory_allocated() / 2**30
 
 
-def trace(report: Report, step: Callable[[], object], path: Path) -> None:
-    """Write a chrome trace of three steps, and count where the host waited in them."""
-    from torch.profiler import ProfilerActivity, profile, record_function
-
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if report.device.startswith("cuda") else [])
-    with profile(activities=activities) as profiler:
-        for _ in range(3):
-            with record_function("training step"):
-                step()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    profiler.export_chrome_trace(str(path))
-    on_gpu = report.device.startswith("cuda")
-    inside = [(e.time_range.start, e.time_range.end) for e in profiler.events() if e.name == "training step"]
-    waits = [
-        event.name
-        for event in profiler.events()
-        if event.name in WAITS and any(a <= event.time_range.start < b for a, b in inside)
-    ]
-    names = ", ".join(f"{name} {count}×" for name, count in Counter(waits).items())
-    counted = (
-        f"; the host waits for the GPU {len(waits)} times in them{f' ({names})' if names else ''}" if on_gpu else ""
-    )
-    report.say(f"Trace of three steps: {path.name}{counted}.\n")
-    averages = profiler.key_averages()
-    column = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-    top = sorted((a for a in averages if a.key != "training step"), key=lambda a: -getattr(a, column))[:10]
-    whole = sum(getattr(a, column) for a in averages) or 1
-    rows = [[a.key[:60], f"{getattr(a, column) / 3000:.1f}", f"{100 * getattr(a, column) / whole:.0f} %"] for a in top]
-    report.say(table(rows, ["operator", "ms a step", "share"]) + "\n")
-
-
 def main() -> None:
     """Print the tables, and write them where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -261,6 +227,7 @@ def main() -> None:
     parser.add_argument("--trace", type=Path, metavar="FILE", help="write a chrome trace of three steps (.json.gz too)")
     add_arguments(parser)
     arguments = parser.parse_args()
+    choose_device(parser, arguments.device)
     on_gpu = arguments.device.startswith("cuda")
     arguments.backbone = arguments.backbone or ("sd35_medium" if on_gpu else "nano")
     until = time.monotonic() + 60 * arguments.minutes if on_gpu else float("inf")

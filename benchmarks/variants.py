@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ class Variant:
 
     Attributes:
         settings: of the acceleration.
-        dtype: of the weights; None: float32 on the CPU, bfloat16 on a GPU.
+        dtype: of the weights; None: as they are on the CPU, bfloat16 on a GPU.
         sampling: arguments of the sampler that differ.
     """
 
@@ -28,6 +29,10 @@ class Variant:
     def approximate(self) -> bool:
         """Whether results differ from plain's beyond rounding."""
         return bool(self.settings.approximate or self.sampling)
+
+    def dtype_on(self, device: torch.device) -> torch.dtype | None:
+        """What the weights are made, a checkpoint's too; None is as they are."""
+        return self.dtype or (torch.bfloat16 if device.type == "cuda" else None)
 
     @property
     def waits_for_a_compiler(self) -> bool:
@@ -125,3 +130,33 @@ GPU_PARTS = (
     ),
 )  # fmt: skip
 """The GPU's tables: the targets first. What a table leaves of its time is the next one's."""
+
+
+APPROXIMATIONS = 0.2
+"""Share of a GPU's time that is kept for the table of approximations, where they are asked for."""
+
+
+def gpu_parts(rows: Sequence[str]) -> list[Part]:
+    """The GPU's tables, and last, where there are rows that stand in none of them (approximations), one of these."""
+    known = {label for part in GPU_PARTS for label in part.labels or ()}
+    others = [label for label in rows if label not in known]
+    if not others:
+        return list(GPU_PARTS)
+    last = Part("dit4sr", "sd35_medium", 1, ("plain", *others), 1.0)
+    return [*(replace(part, share=(1 - APPROXIMATIONS) * part.share) for part in GPU_PARTS), last]
+
+
+def narrowed(parts: Sequence[Part], rows: Sequence[str], wanted: Collection[str]) -> list[Part]:
+    """The tables with their rows named: those that are wanted, and plain, which they refer to.
+
+    Args:
+        parts: the tables.
+        rows: all there are, for tables that name none.
+        wanted: labels; none are all. A table without any of them is left out, and the others have its time.
+    """
+    chosen = []
+    for part in parts:
+        own = tuple(n for n in part.labels or rows if n == "plain" or not wanted or n in wanted)
+        if set(own) > {"plain"} or set(wanted) <= {"plain"}:
+            chosen.append(replace(part, labels=own))
+    return [replace(part, share=part.share / chosen[-1].share) for part in chosen]

@@ -118,13 +118,24 @@ class Raise(Callback):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_saves_at_the_end_of_the_step_and_stops(number: int) -> None:
+@pytest.mark.parametrize("saves", [True, False])
+def test_a_signal_saves_at_the_end_of_the_step_and_stops(
+    number: int, saves: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = signal.getsignal(number)
-    saved: list[int] = []
-    stop = StopOnSignal(lambda trainer: saved.append(trainer.global_step))
+    asked: list[int] = []
+
+    def save(trainer: lightning.Trainer) -> bool:
+        asked.append(trainer.global_step)
+        return saves
+
+    stop = StopOnSignal(save)
     line = fit([1.0] * 6, stop, Raise(3, number))
-    assert stop.stopped and saved == [3] and len(line.seen) == 3
+    assert stop.stopped and asked == [3] and len(line.seen) == 3
     assert signal.getsignal(number) is before
+    said = capsys.readouterr().err
+    assert ("saved step 3; the same command goes on" in said) is saves
+    assert ("this run saves nothing, so the same command begins again" in said) is not saves
 
 
 def test_the_heartbeat_says_how_far_a_run_is(tmp_path: Path) -> None:

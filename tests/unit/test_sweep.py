@@ -180,6 +180,13 @@ def test_a_finished_job_is_kept_and_another_config_is_refused(
     assert run_job(config, folder) == 0 and "kept" in capsys.readouterr().err
     assert run_job(job_config(training__learning_rate=0.5), folder) == 1
     assert "training.learning_rate 0.003 → 0.5" in capsys.readouterr().err
+    older = {**config, "training": {k: v for k, v in config["training"].items() if k != "weight_decay"}}
+    (folder / "job.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(older)))
+    write_record(folder, Record("finished", config_hash(older), "dit4sr", 0))
+    assert run_job(config, folder) == 0 and "kept" in capsys.readouterr().err  # of before there was such a setting
+    (folder / "job.yaml").unlink()
+    assert run_job(config, folder) == 1 and "job.yaml is not readable" in capsys.readouterr().err
+    (folder / "job.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(older)))
     assert run_job({**config, "resume": "nowhere.ckpt", "sampler": {**config["sampler"], "steps": 3}}, folder) == 1
     assert "sampler.steps" in capsys.readouterr().err  # a table holds one sampler
     (folder / EVALUATED).unlink()  # the result is gone: it runs, and fails here

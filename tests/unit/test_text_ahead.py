@@ -18,9 +18,10 @@ from dit4sr.errors import UserError
 from dit4sr.models.build import build_network
 from dit4sr.models.checkpoint import TrainedModel
 from dit4sr.prompts import HashingTextEncoder, PromptSettings
-from dit4sr.prompts.ahead import EncodedAhead, fit_together, placed
+from dit4sr.prompts.ahead import LATER, EncodedAhead, best_place, placed, roomiest
 from dit4sr.prompts.cache import CachedTextEncoder
 from dit4sr.prompts.sd3 import SD3TextEncoder
+from dit4sr.prompts.weight_bytes import loaded_bytes
 from dit4sr.restoration.restorer import Restorer
 from dit4sr.restoration.run import run
 
@@ -146,12 +147,89 @@ def test_a_pipeline_takes_the_encoder_behind_its_embeddings() -> None:
 
 def test_places(folder: Path, tmp_path: Path) -> None:
     encoder = SD3TextEncoder(folder, 90)
-    assert encoder.nbytes == sum(p.stat().st_size for p in folder.glob("text_encoder*/*.safetensors")) > 1000
-    assert fit_together(encoder, CPU, 10**15)
+    assert best_place(encoder, CPU, 10**15) == "network"
     assert placed(encoder, "cpu", CPU, [], 0) is encoder and placed(encoder, "auto", CPU, [], 0) is encoder
     cached = CachedTextEncoder(SD3TextEncoder(folder, 90), tmp_path, release=True)
     assert isinstance(placed(cached, "offload", CPU, ["a"], 0), EncodedAhead)
     assert cached.path("a").is_file() and not cached.encoder.loaded  # type: ignore[attr-defined]
+
+
+def test_auto_takes_the_roomiest_place_that_there_is() -> None:
+    gb = 10**9
+    encoders, network = [gb // 4, 14 * gb // 10, 115 * gb // 10], 57 * gb // 10
+    free = {140: "network", 24: "offload", 13: "offload", 12: "cpu", 8: "cpu"}
+    assert {size: roomiest(encoders, network, size * gb) for size in free} == free
+    assert roomiest([], gb, 2 * gb) == "network" and roomiest([], 8 * gb, 8 * gb) == "offload"
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
+def test_weights_are_counted_as_transformers_loads_them(stored: torch.dtype, tmp_path: Path) -> None:
+    folder = write_tiny_sd3(tmp_path, dtype=stored)
+    (folder / "text_encoder" / "model.fp16.safetensors").write_bytes(b"another variant of the same weights")
+    for dtype in (None, torch.float32, torch.float16, torch.bfloat16):
+        encoder = SD3TextEncoder(folder, 90, dtype)
+        counted = encoder.weight_bytes
+        loaded = {part: sum(p.nbytes for p in model.parameters()) for part, model in encoder.load()._loaded.items()}
+        assert counted == loaded, dtype
+        maps = [p for name, p in encoder._loaded["text_encoder_3"].named_parameters() if ".wo." in name]
+        kept = torch.float16 in (dtype, None if dtype else stored)
+        assert {p.dtype for p in maps} == {torch.float32 if kept else dtype or stored}
+        encoder.to("cpu")
+        assert {p.dtype for p in maps} == {torch.float32 if kept else dtype or stored}, "as loaded"
+
+
+def test_weights_that_cannot_be_read_count_with_their_size(tmp_path: Path) -> None:
+    for content in (b"", b"\xff" * 20, (4).to_bytes(8, "little") + b"[1]", (2).to_bytes(8, "little") + b"{"):
+        (tmp_path / "model.safetensors").write_bytes(content)
+        assert loaded_bytes(tmp_path, None) == len(content)
+    (tmp_path / "model.safetensors").rename(tmp_path / "a.safetensors")
+    for index in ("[]", "{", '{"weight_map": {"w": 3}}'):
+        (tmp_path / "model.safetensors.index.json").write_text(index)
+        assert loaded_bytes(tmp_path, None) == len(content)
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"w": "gone.safetensors"}}')
+    assert loaded_bytes(tmp_path, None) == 0
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_an_encoder_without_room_is_refused_in_one_line(
+    cached: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder: Any = SD3TextEncoder(folder, 90)
+    ahead = EncodedAhead(CachedTextEncoder(encoder, tmp_path, release=True) if cached else encoder)
+    load_model = SD3TextEncoder._model
+
+    def full(encoder: SD3TextEncoder, kind: Any, part: str) -> Any:
+        if part == "text_encoder_3":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 78 MiB.\nGPU 0 has …")
+        return load_model(encoder, kind, part)
+
+    monkeypatch.setattr(SD3TextEncoder, "_model", full)
+    with pytest.raises(UserError, match="^the text encoders have no room .*: set text_encoder_device=cpu$"):
+        ahead.prepare(PROMPTS, CPU)
+    assert not encoder.in_turn and not encoder.loaded
+    monkeypatch.undo()
+    ahead.prepare(PROMPTS, CPU)
+    assert len(ahead.encode(PROMPTS).tokens) == 3, "nothing half done is left"
+
+
+def test_what_is_on_the_disk_is_not_kept_in_memory(folder: Path, tmp_path: Path) -> None:
+    cached = CachedTextEncoder(SD3TextEncoder(folder, 90), tmp_path, release=True)
+    ahead = EncodedAhead(cached)
+    ahead.prepare(PROMPTS, CPU)
+    assert torch.equal(ahead.encode(PROMPTS).tokens, cached.encode(PROMPTS).tokens)
+    ahead.encode(["a blue dog"])
+    assert not ahead._known and not ahead._later and cached.path("a blue dog").is_file()
+    cached.release()
+    assert torch.equal(ahead.encode(["two cats"]).tokens, cached.encode(PROMPTS).tokens[2:])
+
+
+def test_prompts_that_come_later_do_not_fill_the_memory() -> None:
+    plain, ahead = HashingTextEncoder(4, 8, 6), EncodedAhead(HashingTextEncoder(4, 8, 6))
+    ahead.prepare(["a cat"], CPU)
+    many = ["a cat", *(f"photo {n}" for n in range(3 * LATER))]
+    for prompts in (many, many[-5:], many[:5]):
+        assert torch.equal(ahead.encode(prompts).tokens, plain.encode(prompts).tokens)
+    assert len(ahead._later) == LATER and list(ahead._known) == ["a cat"]
 
 
 @pytest.mark.parametrize("verb", ["restore", "evaluate"])

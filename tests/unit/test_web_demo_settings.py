@@ -5,11 +5,14 @@ from __future__ import annotations
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tiny_checkpoint import compose_verb
+from omegaconf import OmegaConf
+from tiny_checkpoint import compose_verb, write_checkpoint
 
 from dit4sr.demo.run import examples_in, run
+from dit4sr.demo.studio import Studio
 from dit4sr.errors import UserError
 
 
@@ -44,3 +47,13 @@ def test_examples_are_those_of_a_folder_that_is_there(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     assert examples_in(str(tmp_path)) == [tmp_path / "a.png", tmp_path / "b.png"]
     assert examples_in(str(tmp_path / "nowhere")) == examples_in(None) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "shown"), [("~prompt", ""), ("prompt=none", ""), ("prompt.fixed=a red cup", "a red cup")]
+)
+def test_what_the_prompt_field_shows_first(override: str, shown: str, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "last.ckpt", "backbone=nano")
+    given = [f"ckpt={tmp_path / 'last.ckpt'}", "device=cpu", "acceleration=none", f"paths.cache={tmp_path}", override]
+    config: Any = OmegaConf.to_container(compose_verb("demo", *given), resolve=True)
+    assert Studio.from_config(config, (), tmp_path).prompt == shown

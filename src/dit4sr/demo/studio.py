@@ -17,6 +17,7 @@ from PIL import Image
 
 from dit4sr.errors import UserError
 from dit4sr.models.checkpoint import TrainedModel
+from dit4sr.prompts import PromptSettings
 from dit4sr.prompts.captioners import Captioner, build_captioner
 from dit4sr.restoration.batches import facts_of, finished, read_fitting, visible
 from dit4sr.restoration.finding import Job
@@ -91,7 +92,8 @@ class Studio:
         Raises:
             UserError: see :func:`dit4sr.restoration.loading.load_restorer`.
         """
-        restorer, trained = load_restorer(config, explicit, [config["prompt"]["fixed"] or ""])
+        prompt = PromptSettings.from_config(config.get("prompt")).fixed or ""
+        restorer, trained = load_restorer(config, explicit, [prompt])
         captioner = None
         if config["captioner"]["name"] != "none":
             captioner = build_captioner(config["captioner"], restorer.device)
@@ -100,7 +102,7 @@ class Studio:
             trained,
             captioner,
             folder,
-            prompt=config["prompt"]["fixed"] or "",
+            prompt=prompt,
             upscale=config["upscale"],
             seed=config["seed"],
             max_pixels=config["max_megapixels"] * 1e6,

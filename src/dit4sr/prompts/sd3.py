@@ -15,10 +15,13 @@ from dit4sr.prompts.identity import folder_digest
 from dit4sr.prompts.sd3_embedding import encode_sd3, of_clip, of_t5, put_together
 from dit4sr.prompts.sources import first_line, local_folder, quiet_transformers, read_config
 from dit4sr.prompts.text import TextEmbedding
+from dit4sr.prompts.weight_bytes import loaded_bytes
 
 SETTING = "backbone.pretrained"
 CLIPS, T5 = ("text_encoder", "text_encoder_2"), "text_encoder_3"
 CLIP_TOKENIZERS, T5_TOKENIZER = ("tokenizer", "tokenizer_2"), "tokenizer_3"
+WIDE = "wo"
+"""Maps of T5 that transformers keeps in float32 where the other weights are float16."""
 AT_ONCE = 32
 """Prompts that go through an encoder together where it is in memory alone."""
 PARTS = (*CLIPS, T5, *CLIP_TOKENIZERS, T5_TOKENIZER)
@@ -108,7 +111,8 @@ class SD3TextEncoder:
         self.device = torch.device(device) if device is not None else self.device
         self.dtype = dtype or self.dtype
         for model in self._loaded.values():
-            model.to(device=self.device, dtype=self.dtype)
+            # Without a new dtype no cast: T5 in float16 has maps that are not.
+            model.to(device=self.device, dtype=dtype)
         return self
 
     def load(self) -> SD3TextEncoder:
@@ -180,10 +184,16 @@ class SD3TextEncoder:
         return put_together(of_clips, last, self.tokens - self.clip_tokens, self.width)
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of the encoders' files, about what they take in memory."""
-        parts = [*CLIPS, *([T5] if self.has_t5 else [])]
-        return sum(path.stat().st_size for part in parts for path in (self.folder / part).glob("*.safetensors"))
+    def weight_bytes(self) -> dict[str, int]:
+        """Bytes that each encoder's weights take in memory, by its folder's name."""
+        found = {}
+        for part in (*CLIPS, *([T5] if self.has_t5 else [])):
+            config = read_config(self.folder / part / "config.json", SETTING)
+            # As transformers chooses for "auto": what the config says, else what the files have.
+            named = getattr(torch, str(config.get("dtype") or config.get("torch_dtype")), None)
+            dtype = self.dtype or (named if isinstance(named, torch.dtype) else None)
+            found[part] = loaded_bytes(self.folder / part, dtype, WIDE if part == T5 else "")
+        return found
 
     def identity(self, memo: Path | None = None) -> str:
         """Weights, configs and tokenizers by content, the lengths and the dtype.

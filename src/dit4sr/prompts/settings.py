@@ -12,7 +12,8 @@ from dit4sr.errors import UserError
 ENCODINGS = ("live", "cached", "null")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 TEXT_DEVICES = ("auto", "cpu", "offload")
-"""Values of a verb's ``text_encoder_device``. auto: with the network, or offload where a GPU has no room for both.
+"""Values of a verb's ``text_encoder_device``. auto: with the network, offload where a GPU has no room for both,
+cpu where it has none for the largest encoder by itself.
 offload: on the network's device before the network, one encoder after the other, for all prompts of the run."""
 FIELDS = ("name", "fixed", "encoding", "release", "dtype", "cache", "describes")
 

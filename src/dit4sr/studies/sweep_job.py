@@ -151,12 +151,13 @@ def run_job(config: dict[str, Any], folder: Path, told: Callable[[], bool] = lam
         told: whether the job is to be stopped; asked several times a second.
     """
     digest, before = config_hash(config), read_record(folder)
-    if before is not None and before.hash != digest and any((folder / "checkpoints").glob("*.ckpt")):
-        trained_so = all(name.split(".")[0] in AFTER_TRAINING for name in changes(config, folder))
+    other = changes(config, folder) if before is not None and before.hash != digest else {}
+    if before is not None and other and any((folder / "checkpoints").glob("*.ckpt")):
+        trained_so = all(name.split(".")[0] in AFTER_TRAINING for name in other)
         if before.state == "finished" or not trained_so:
-            print(f"{folder.name}: failed: {other_config(config, folder)}", file=sys.stderr)
+            print(f"{folder.name}: failed: {other_config(folder, other)}", file=sys.stderr)
             return 1
-    if before is not None and before.state == "finished" and has_result(folder, config):
+    if before is not None and before.state == "finished" and not other and has_result(folder, config):
         print(f"{folder.name}: finished before, kept", file=sys.stderr)
         return 0
     known: dict[str, Any] = {"hash": digest, "model": str(config["model"]["name"]), "seed": int(config["seed"])}
@@ -182,19 +183,20 @@ def run_job(config: dict[str, Any], folder: Path, told: Callable[[], bool] = lam
 
 
 def changes(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """Settings in which a config differs from that of a job's folder, flat: name → old and new value."""
+    """Settings in which a config differs from that of a job's folder, flat: name → old and new value.
+
+    Settings that one of them has not are left out: the code has them since, or no longer.
+    """
     try:
         old = decisive(OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))  # type: ignore[arg-type]
     except OSError:
-        old = {}
+        return {CONFIG: "is not readable"}
     new = decisive(config)
-    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    return {name: f"{old.get(name)} → {new.get(name)}" for name in names}
+    return {name: f"{value} → {new[name]}" for name, value in old.items() if name in new and value != new[name]}
 
 
-def other_config(config: Mapping[str, Any], folder: Path) -> str:
-    """One line: this folder is another job's, and what differs."""
-    found = changes(config, folder)
+def other_config(folder: Path, found: Mapping[str, str]) -> str:
+    """One line: this folder is another job's, and what differs (see :func:`changes`)."""
     shown = ", ".join(f"{name} {values}" for name, values in list(found.items())[:3])
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
     return f"{folder} is of a job with another config ({shown}{more}): give another out=<folder>"

@@ -106,8 +106,8 @@ class Checkpoints(Callback):
         if due(trainer.global_step, self.every, self.steps):
             self.save(trainer)
 
-    def save(self, trainer: lightning.Trainer) -> None:
-        """Save this step, unless it is saved already or the run saves nothing."""
+    def save(self, trainer: lightning.Trainer) -> bool:
+        """Save this step, unless it is saved already or the run saves nothing; whether there is a checkpoint of it."""
         if self.every and self.saved_at != trainer.global_step:
             self.saved_at = trainer.global_step
             trainer.save_checkpoint(
@@ -115,6 +115,7 @@ class Checkpoints(Callback):
                 weights_only=False,
                 storage_options={"alias": self.folder / LAST, "keep": self.keep},
             )
+        return bool(self.every)
 
     def validated(self, trainer: lightning.Trainer, loss: float) -> None:
         """Told the held-out loss after each validation."""

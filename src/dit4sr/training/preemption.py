@@ -23,14 +23,14 @@ class StopOnSignal(Callback):
     backward pass: until then no other one can have done a step, since each needs the gradients of all.
 
     Args:
-        save: called with the trainer to save a checkpoint.
+        save: called with the trainer to save a checkpoint; says whether there is one now.
         every: steps between the ranks' agreements.
 
     Attributes:
         stopped: whether the run was stopped so.
     """
 
-    def __init__(self, save: Callable[[lightning.Trainer], None], every: int = 10) -> None:
+    def __init__(self, save: Callable[[lightning.Trainer], bool], every: int = 10) -> None:
         self.save, self.every = save, every
         self.received: int | None = None
         self.stopped = False
@@ -62,14 +62,16 @@ class StopOnSignal(Callback):
         if self.stopped or not self._agreed(trainer):
             return
         self.stopped = True
-        self.save(trainer)
+        saved = self.save(trainer)
         trainer.should_stop = True
         if trainer.is_global_zero:
-            print(
-                f"told to stop ({signal.Signals(self.received or signal.SIGTERM).name}): saved step "
-                f"{trainer.global_step}; the same command goes on from there",
-                file=sys.stderr,
+            name, step = signal.Signals(self.received or signal.SIGTERM).name, trainer.global_step
+            what = (
+                f"saved step {step}; the same command goes on from there"
+                if saved
+                else f"left after step {step}; this run saves nothing, so the same command begins again"
             )
+            print(f"told to stop ({name}): {what}", file=sys.stderr)
 
     def _agreed(self, trainer: lightning.Trainer) -> bool:
         mine = self.received is not None

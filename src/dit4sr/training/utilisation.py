@@ -77,7 +77,7 @@ def check_peak(asked: Any) -> None:
 
 @cache
 def measured_peak(
-    device: torch.device, dtype: torch.dtype, side: int | None = None, calls: int = 5, threads: int | None = None
+    device: torch.device, dtype: torch.dtype, side: int | None = None, calls: int = 30, threads: int | None = None
 ) -> float:
     """FLOP/s of a square matrix product, the best of a few calls.
 
@@ -85,7 +85,7 @@ def measured_peak(
         device: where.
         dtype: of the matrices.
         side: rows; None is 8192 on a GPU and 768 on the CPU (a few hundredths of a second).
-        calls: timed ones, after one to warm up.
+        calls: timed ones, after one to warm up: enough that other work of the machine misses some.
         threads: on the CPU; None for as many as this process computes with.
     """
     own = torch.get_num_threads()

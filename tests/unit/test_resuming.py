@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
+import lightning
 import pytest
 from tiny_checkpoint import compose_verb
 from tiny_training import config_of, rows_of
@@ -33,6 +35,25 @@ def begun(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(begun: Path, tmp_path: Path) -> Path:
     """The same run, moved to another folder."""
     return Path(shutil.copytree(begun, tmp_path / "moved"))
+
+
+def test_a_step_s_loss_is_written_before_its_checkpoint(
+    embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a run that is killed after saving has no gap in its losses."""
+    seen: list[tuple[int, str]] = []
+    save = lightning.Trainer.save_checkpoint
+
+    def look(trainer: lightning.Trainer, *arguments: Any, **options: Any) -> None:
+        last = rows_of(tmp_path, "train/loss")[-1]
+        seen.append((trainer.global_step, last["train/loss"]))
+        assert int(last["step"]) == trainer.global_step
+        save(trainer, *arguments, **options)
+
+    monkeypatch.setattr(lightning.Trainer, "save_checkpoint", look)
+    train(config_of(embedded, "callbacks.checkpoint_every=2"), tmp_path)
+    rows = {int(row["step"]): row["train/loss"] for row in rows_of(tmp_path, "train/loss")}
+    assert seen == [(2, rows[2]), (4, rows[4])]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
 from dit4sr.training.checkpoint_files import BEST, LAST, remove_partial, step_file
+from dit4sr.training.logging import write_ahead
 from dit4sr.training.monitoring import Monitor
 
 
@@ -110,6 +111,7 @@ class Checkpoints(Callback):
         """Save this step, unless it is saved already or the run saves nothing; whether there is a checkpoint of it."""
         if self.every and self.saved_at != trainer.global_step:
             self.saved_at = trainer.global_step
+            write_ahead(trainer)
             trainer.save_checkpoint(
                 step_file(self.folder, trainer.global_step),
                 weights_only=False,

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlparse
 from urllib.request import getproxies
 
+import lightning
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
@@ -86,6 +87,21 @@ class MetricsCSV(Logger):
     @rank_zero_only
     def save(self) -> None:
         """Every row is on disk already."""
+
+
+def write_ahead(trainer: lightning.Trainer) -> None:
+    """Have ``metrics.csv`` hold the loss of the step that has just ended, which Lightning logs a little later.
+
+    For before a checkpoint is saved: it says that its step is done, so a run that is killed between the two would go on
+    without that step's row. All ranks together.
+    """
+    loss = getattr(trainer.lightning_module, "step_loss", None)
+    if loss is None or trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        return
+    mean = float(trainer.strategy.reduce(loss, reduce_op="mean"))
+    for logger in trainer.loggers:
+        if isinstance(logger, MetricsCSV):
+            logger.log_metrics({"train/loss": mean}, trainer.global_step)
 
 
 def logged_in() -> bool:

@@ -107,7 +107,7 @@ class DiT4SRModule(lightning.LightningModule):
         self.fixed_prompt = fixed_prompt
         self.average_on = average_on
         self._micro_losses: list[Tensor] = []
-        self._step_loss: Tensor | None = None
+        self.step_loss: Tensor | None = None  # of a step that has just ended, until it is logged; this process's
         self.ema = ExponentialMovingAverage(network, training["ema_decay"])
         if training["gradient_checkpointing"]:
             network.enable_gradient_checkpointing()
@@ -192,17 +192,17 @@ class DiT4SRModule(lightning.LightningModule):
         if (
             len(self._micro_losses) >= self.trainer.accumulate_grad_batches
         ):  # of the whole batch, as without accumulation
-            self._step_loss = torch.stack(self._micro_losses).mean()
+            self.step_loss = torch.stack(self._micro_losses).mean()
             self._micro_losses = []
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Mapping[str, Any], batch_idx: int) -> None:
         # The mean over the ranks is a barrier for them all: it is asked for at those steps alone that Lightning logs.
         trainer = self.trainer
-        if self._step_loss is not None:
+        if self.step_loss is not None:
             if trainer.global_step % trainer.log_every_n_steps == 0 or trainer.should_stop:  # type: ignore[attr-defined]
-                self.log("train/loss", self._step_loss, sync_dist=True, batch_size=len(batch["prompt"]))
-            self._step_loss = None
+                self.log("train/loss", self.step_loss, sync_dist=True, batch_size=len(batch["prompt"]))
+            self.step_loss = None
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]

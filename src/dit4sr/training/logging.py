@@ -98,7 +98,7 @@ def write_ahead(trainer: lightning.Trainer) -> None:
     loss = getattr(trainer.lightning_module, "step_loss", None)
     if loss is None or trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
         return
-    mean = float(trainer.strategy.reduce(loss, reduce_op="mean"))
+    mean = float(trainer.strategy.reduce(loss.clone(), reduce_op="mean"))  # in place, and Lightning reduces it again
     for logger in trainer.loggers:
         if isinstance(logger, MetricsCSV):
             logger.log_metrics({"train/loss": mean}, trainer.global_step)

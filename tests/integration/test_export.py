@@ -20,7 +20,6 @@ from tiny_sd3 import DIT4SR, randomise
 from tiny_sd3_folder import write_tiny_sd3
 
 from dit4sr import export
-from dit4sr.data.prepare import ensure_embedded
 from dit4sr.errors import UserError
 from dit4sr.evaluation.run import run as evaluate
 from dit4sr.models import DiT4SRTransformer2DModel, load_pretrained_base
@@ -48,13 +47,6 @@ def train_on(base: Path, data: Path, *overrides: str) -> Any:
         "trainer.log_every_n_steps=1", "callbacks=none", "callbacks.progress=false", "logger=csv", "out=unused",
         f"paths.data={data}", *overrides,
     )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    ensure_embedded(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from tiny_llava import write_tiny_llava
 from tiny_sd3_folder import folder_fields, write_tiny_sd3
 
 from dit4sr.config import config_dir
-from dit4sr.data.prepare import ensure_embedded
 from dit4sr.errors import UserError
 from dit4sr.prompts import HashingTextEncoder, TextEmbedding
 from dit4sr.prompts.cache import CachedTextEncoder
@@ -39,13 +38,6 @@ FAST = (
     "logger=csv",
 )
 PROMPTS = sorted(path.stem for path in (config_dir() / "prompt").glob("*.yaml"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    ensure_embedded(folder)
-    return folder
 
 
 @pytest.fixture

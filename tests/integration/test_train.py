@@ -14,7 +14,6 @@ from omegaconf import DictConfig, OmegaConf
 from tiny_checkpoint import TINY, compose_verb
 
 from dit4sr.config import config_dir
-from dit4sr.data.prepare import ensure_embedded
 from dit4sr.errors import UserError
 from dit4sr.models.checkpoint import load_trained, newest_checkpoint, read_checkpoint
 from dit4sr.training.run import train
@@ -37,14 +36,6 @@ FAST = (
     "logger=csv",
 )
 MODELS = ("dit4sr", "variant_a", "variant_b", "variant_c", "variant_d", "sd3_controlnet")
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder with the embedded default's shards and benchmark."""
-    folder = tmp_path_factory.mktemp("data")
-    ensure_embedded(folder)
-    return folder
 
 
 def config_of(data: Path, *overrides: str) -> DictConfig:

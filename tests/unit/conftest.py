@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 from tiny_checkpoint import write_checkpoint
 
-from dit4sr.data.prepare import ensure_embedded
-
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -16,14 +14,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("run") / "checkpoints" / "last.ckpt"
     write_checkpoint(path)
     return path
-
-
-@pytest.fixture(scope="session")
-def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder with the embedded photos' shards and benchmark, to be read alone."""
-    folder = tmp_path_factory.mktemp("data")
-    ensure_embedded(folder)
-    return folder
 
 
 @pytest.fixture

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from dit4sr.errors import UserError
+from dit4sr.tensor_files import StoredTensor, read_header
+
 FLOATING = ("F64", "F32", "F16", "BF16")
-HEADER_LIMIT = 100 << 20
-"""Bytes of the longest header that safetensors reads."""
 
 
 def loaded_bytes(folder: Path, dtype: torch.dtype | None, wide: str = "") -> int:
@@ -28,8 +28,8 @@ def loaded_bytes(folder: Path, dtype: torch.dtype | None, wide: str = "") -> int
     total = 0
     for path in weight_files(folder):
         try:
-            total += sum(_bytes_of(name, entry, dtype, wide) for name, entry in _header(path).items())
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            total += sum(_bytes_of(name, tensor, dtype, wide) for name, tensor in read_header(path).items())
+        except UserError:
             total += path.stat().st_size
     return total
 
@@ -46,21 +46,11 @@ def weight_files(folder: Path) -> list[Path]:
         return sorted(folder.glob("*.safetensors"))
 
 
-def _header(path: Path) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        if size > HEADER_LIMIT:
-            raise ValueError("not a safetensors file")
-        header: dict[str, Any] = json.loads(file.read(size))
-    header.pop("__metadata__", None)
-    return header
-
-
-def _bytes_of(name: str, entry: dict[str, Any], dtype: torch.dtype | None, wide: str) -> int:
-    stored, (first, last) = entry["dtype"], entry["data_offsets"]
-    if stored not in FLOATING:
-        return int(last - first)
-    halved = stored == "F16" if dtype is None else dtype == torch.float16
+def _bytes_of(name: str, tensor: StoredTensor, dtype: torch.dtype | None, wide: str) -> int:
+    size = tensor.end - tensor.start
+    if tensor.dtype not in FLOATING:
+        return size
+    halved = tensor.dtype == "F16" if dtype is None else dtype == torch.float16
     if halved and wide in name.split("."):
         dtype = torch.float32
-    return int(last - first) if dtype is None else math.prod(entry["shape"]) * dtype.itemsize
+    return size if dtype is None else math.prod(tensor.shape) * dtype.itemsize

@@ -20,6 +20,7 @@ NONE = AccelerationSettings(
     channels_last=False,
     compile="none",
     compile_mode="default",
+    compile_options={},
     cuda_graphs=False,
     quantise="none",
     reuse_below=None,

@@ -87,7 +87,9 @@ def test_a_recorded_step_is_the_plain_one() -> None:
 def test_inductor_compiles_the_blocks(make: Any, layers: int, caplog: pytest.LogCaptureFixture) -> None:
     network, inputs = make(num_layers=layers, dual_attention_layers=()), tiny_inputs(4, 6, batch=1)
     expected = inputs.call(network)
-    fast = accelerate(network, replace(EXACT, compile="blocks", depth_wise="shifts"))
+    fast = accelerate(
+        network, replace(EXACT, compile="blocks", compile_options={"combo_kernels": True}, depth_wise="auto")
+    )
     with caplog.at_level("INFO", logger="dit4sr.acceleration.network"):
         assert relative_error(inputs.call(fast), expected) < 1e-4
         inputs.call(fast)

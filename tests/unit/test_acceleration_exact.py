@@ -12,7 +12,9 @@ from tiny_acceleration import EXACT, NONE, sampled
 from tiny_sd3 import DIT4SR, SPECS, Inputs, relative_error, tiny_controlnet, tiny_inputs, tiny_network
 
 from dit4sr.acceleration import accelerate
+from dit4sr.acceleration.expansion import linear_gelu
 from dit4sr.acceleration.folding import fold
+from dit4sr.acceleration.injection import KernelConv, convolution_of
 from dit4sr.acceleration.kernels import attention_kernel
 from dit4sr.errors import UserError
 from dit4sr.sampling import TiledNetwork
@@ -83,6 +85,37 @@ def test_a_folded_map_is_both() -> None:
     half = fold(first.bfloat16(), second.bfloat16())
     exact = second.weight.float() @ first.weight.float()
     assert torch.equal(half.weight, exact.bfloat16()), "folded in float32 and rounded once"
+
+
+@torch.no_grad()
+def test_a_product_that_ends_in_a_gelu() -> None:
+    """On the CPU torch's function has the exact GELU, on a GPU the tanh approximation; the product is the same."""
+    linear, x = torch.nn.Linear(5, 7).double(), torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    result = linear_gelu(x, linear.weight, linear.bias)
+    assert torch.allclose(result, torch.nn.functional.gelu(linear(x)), rtol=0, atol=1e-14)
+    assert result.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("compiled", "device", "chosen"),
+    [("none", "cpu", "conv"), ("none", "cuda", "conv"), ("blocks", "cpu", "shifts"), ("step", "cuda", "kernel")],
+)
+def test_how_the_convolution_is_computed_follows_from_compiler_and_device(
+    compiled: Any, device: str, chosen: str
+) -> None:
+    settings = replace(EXACT, compile=compiled, depth_wise="auto")
+    assert convolution_of(settings, torch.device(device)) == chosen
+    assert convolution_of(replace(settings, depth_wise="conv"), torch.device(device)) == "conv"
+
+
+@torch.no_grad()
+def test_a_kernel_that_was_moved_to_the_cpu_is_the_convolution() -> None:
+    pytest.importorskip("triton")
+    conv = torch.nn.Conv2d(6, 6, 3, padding=1, groups=6).double()
+    h, scale = torch.randn(2, 1, 15, 6, dtype=torch.float64), torch.tensor(1.2, dtype=torch.float64)
+    image = h[1].unflatten(1, (3, 5)).permute(0, 3, 1, 2)
+    expected = h[0] + 1.2 * conv(image).permute(0, 2, 3, 1).flatten(1, 2)
+    assert torch.allclose(KernelConv(conv)(h, (3, 5), scale)[0], expected, rtol=0, atol=1e-14)
 
 
 @torch.no_grad()

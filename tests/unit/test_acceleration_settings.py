@@ -61,6 +61,12 @@ def test_every_file_states_every_field_itself_or_through_another(name: str) -> N
         ({"compile": "blocks", "compile_mode": "reduce-overhead"}, "use compile=step"),
         ({"autoencoder_dtype": "int8"}, "autoencoder_dtype='int8': choose one of"),
         ({"network_dtype": "half"}, "network_dtype='half': choose one of float32, bfloat16, float16"),
+        ({"depth_wise": "fast"}, "depth_wise='fast': choose one of auto, conv, shifts, kernel"),
+        ({"compile_options": 3}, "compile_options=3: give names and values"),
+        (
+            {"compile_options": {"a": 1}, "compile_mode": "max-autotune-no-cudagraphs"},
+            "needs acceleration.compile_mode=",
+        ),
         ({"speed": 11}, "missing or unknown speed"),
     ],
 )
@@ -84,12 +90,30 @@ def test_a_missing_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
         check_compiler(torch.device("cpu"))
 
 
+def test_a_missing_compiler_for_triton_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda wanted, *_: object())
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(UserError, match="needs a C compiler \\(gcc\\) for Triton: install one, or acceleration=exact"):
+        check_compiler(torch.device("cuda"))
+
+
+def test_unknown_options_of_the_compiler_are_one_line() -> None:
+    settings = AccelerationSettings.from_config(plain_config("compiled") | {"compile_options": {"combine": True}})
+    with pytest.raises(UserError, match="compile_options: this torch has no combine"):
+        accelerate(tiny_network(), settings)
+
+
 def test_compiled_code_is_kept_where_the_user_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "dit4sr" / "inductor"
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "mine"))
     assert cache_folder() == tmp_path / "mine"
+
+
+def test_the_injection_s_kernel_needs_a_gpu() -> None:
+    with pytest.raises(UserError, match="depth_wise=kernel needs a GPU: use auto, conv or shifts"):
+        accelerate(tiny_network(), AccelerationSettings.from_config(plain_config("exact") | {"depth_wise": "kernel"}))
 
 
 def test_cuda_graphs_need_a_gpu() -> None:

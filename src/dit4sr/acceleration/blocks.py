@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 from dit4sr.acceleration.attention import FastAttention
+from dit4sr.acceleration.expansion import Expansion
 from dit4sr.acceleration.injection import injection_of
 from dit4sr.acceleration.settings import AccelerationSettings
 from dit4sr.models.blocks import Grid, LRStreamBlock
@@ -43,9 +44,12 @@ class FastBlock(nn.Module):
         self.scale_first = block.last if lr else block.context_pre_only
         self.attn = FastAttention(block.attn, settings, text=True, text_ends=text_ends)
         self.attn2 = None if block.attn2 is None else FastAttention(block.attn2, settings, text=False, text_ends=True)
-        self.activation, self.project = block.ff.net[0], block.ff.net[2]
+        fused = settings.fuse and settings.quantise == "none"
+        self.expand, self.project = Expansion(block.ff.net[0], fused=fused), block.ff.net[2]
         self.inject = injection_of(block.ff, settings) if lr else None
-        self.ff_context = None if text_ends else block.ff_context
+        if not text_ends:
+            self.expand_text = Expansion(block.ff_context.net[0], fused=fused)
+            self.project_text = block.ff_context.net[2]
 
     def forward(
         self, image: Tensor, text: Tensor, of_image: Tensor, of_text: Tensor, grid: Grid, scale: Tensor
@@ -81,15 +85,15 @@ class FastBlock(nn.Module):
         if dual is not None:
             image = torch.addcmul(image, second[2], dual)
 
-        h = self.activation(modulate(image, shift_mlp, scale_mlp))
+        h = self.expand(modulate(image, shift_mlp, scale_mlp))
         if self.inject is not None and h.shape[0] == 2:
-            # In place: h_L, which the MLP's second map reads too, is not copied.
-            h[0].addcmul_(self.inject(h[1], grid), scale)
+            h = self.inject(h, grid, scale)
         if self.lr_ends:
             image, h = image[:1], h[:1]
         image = torch.addcmul(image, gate_mlp, self.project(h))
 
-        if self.ff_context is not None:
+        if not self.text_ends:
             text = torch.addcmul(text, c_gate, text_attended)
-            text = torch.addcmul(text, c_gate_mlp, self.ff_context(modulate(text, c_shift, c_scale)))
+            of_mlp = self.project_text(self.expand_text(modulate(text, c_shift, c_scale)))
+            text = torch.addcmul(text, c_gate_mlp, of_mlp)
         return image, text

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from dit4sr.acceleration.compiling import check_compiler, compile_network
+from dit4sr.acceleration.compiling import check_compiler, check_options, compile_network
 from dit4sr.acceleration.fast_controlnet import FastControlNet
 from dit4sr.acceleration.fast_dit4sr import FastDiT4SR
 from dit4sr.acceleration.graphs import GraphedStep
@@ -60,8 +60,11 @@ def accelerate(network: Any, settings: AccelerationSettings) -> Any:
         raise UserError("acceleration.network_dtype=float16 needs a GPU: use bfloat16, or null")
     if settings.cuda_graphs and weight.device.type != "cuda":
         raise UserError("acceleration.cuda_graphs needs a GPU: use acceleration=compiled or exact")
-    if settings.compile != "none":
+    if settings.depth_wise == "kernel" and weight.device.type != "cuda":
+        raise UserError("acceleration.depth_wise=kernel needs a GPU: use auto, conv or shifts")
+    if settings.compile != "none" or settings.depth_wise == "kernel":
         check_compiler(weight.device)
+        check_options(settings.compile_options)
     if settings.reuse_below is not None and isinstance(network, SD3ControlNet):
         raise UserError(
             "acceleration.reuse_below is for DiT4SR and its variants: use null with the SD3-ControlNet baseline"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,26 @@ def check_compiler(device: torch.device) -> None:
     if device.type == "cpu" and not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")):
         raise UserError("acceleration.compile needs a C++ compiler (g++) on the CPU: install one, or compile=none")
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
-        raise UserError("acceleration.compile needs Triton on a GPU: pip install triton, or compile=none")
+        raise UserError("acceleration.compile needs Triton on a GPU: pip install triton, or acceleration=exact")
+    if device.type == "cuda" and not any(shutil.which(name) for name in (os.environ.get("CC", "gcc"), "clang")):
+        raise UserError("acceleration.compile needs a C compiler (gcc) for Triton: install one, or acceleration=exact")
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options that torch.compile does not have.
+
+    Raises:
+        UserError: naming them.
+    """
+    if not options:
+        return
+    from torch._inductor import list_options
+
+    if unknown := sorted(set(options) - set(list_options())):
+        raise UserError(
+            f"acceleration.compile_options: this torch has no {', '.join(map(str, unknown))}; "
+            "torch._inductor.list_options() names those that it has"
+        )
 
 
 def compile_network(network: Any, settings: AccelerationSettings) -> None:
@@ -50,11 +70,12 @@ def compile_network(network: Any, settings: AccelerationSettings) -> None:
 
     Args:
         network: the network, which is changed; see :func:`check_compiler` first.
-        settings: ``compile`` and ``compile_mode``.
+        settings: ``compile``, ``compile_mode`` and ``compile_options``.
     """
     cache_folder().mkdir(parents=True, exist_ok=True)
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VERSIONS)
-    how: dict[str, Any] = {"dynamic": False, "fullgraph": True, "mode": settings.compile_mode}
+    how: dict[str, Any] = {"dynamic": False, "fullgraph": True}
+    how |= {"options": dict(settings.compile_options)} if settings.compile_options else {"mode": settings.compile_mode}
     if settings.compile == "step":
         network.run = torch.compile(network._run, **how)
         return

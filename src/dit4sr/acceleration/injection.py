@@ -1,8 +1,8 @@
-"""The LR Injection for inference: what it makes of h_L, B images of K tokens and C = 4D channels."""
+"""The LR Injection for inference: h_X ← h_X + s·f(h_L), of B images of K tokens and C = 4D channels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,43 @@ from dit4sr.acceleration.settings import AccelerationSettings
 from dit4sr.models.blocks import Grid, LRStreamFeedForward
 
 
-class ShiftedConv(nn.Module):
+class Injection(nn.Module):
+    """An injection; what is made of h_L is a subclass's.
+
+    Its ``forward`` changes h_X in place, so that h_L, which the MLP's second map reads too, is not copied.
+    """
+
+    def forward(self, h: Tensor, grid: Grid, scale: Tensor) -> Tensor:
+        """Add to h_X.
+
+        Args:
+            h: h_X and h_L, (2, B, K, C); h_X is changed.
+            grid: (height, width) of the token grid.
+            scale: s, a tensor of one value.
+
+        Returns:
+            h.
+        """
+        h[0].addcmul_(self.of_lr(h[1], grid), scale)
+        return h
+
+    def of_lr(self, h: Tensor, grid: Grid) -> Tensor:
+        """f(h_L): (B, K, C) → (B, K, C)."""
+        raise NotImplementedError
+
+
+class GridConv(Injection):
+    """The depth-wise convolution as it is: the tokens are a channels-last image already."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv.to(memory_format=torch.channels_last)
+
+    def of_lr(self, h: Tensor, grid: Grid) -> Tensor:
+        return self.conv(h.unflatten(1, grid).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1, 2)
+
+
+class ShiftedConv(Injection):
     """A depth-wise 3×3 convolution as nine shifted products on the token grid: pointwise work that a compiler fuses.
 
     Args:
@@ -23,13 +59,11 @@ class ShiftedConv(nn.Module):
         super().__init__()
         # (3, 3, C): channels last, as the tokens have them.
         self.weight = nn.Parameter(conv.weight.detach().squeeze(1).permute(1, 2, 0).contiguous(), requires_grad=False)
-        self.bias = conv.bias
+        self.bias: Any = conv.bias
 
-    def forward(self, h: Tensor, grid: Grid) -> Tensor:
-        """(B, K, C) → (B, K, C)."""
+    def of_lr(self, h: Tensor, grid: Grid) -> Tensor:
         height, width = grid
         padded = pad(h.unflatten(1, grid), (0, 0, 1, 1, 1, 1))
-        assert self.bias is not None
         out = self.bias
         for y in range(3):
             for x in range(3):
@@ -37,52 +71,63 @@ class ShiftedConv(nn.Module):
         return out.flatten(1, 2)
 
 
-class GridConv(nn.Module):
-    """The depth-wise convolution as it is: the tokens are a channels-last image already."""
+class KernelConv(ShiftedConv):
+    """A depth-wise 3×3 convolution and the sum with h_X as one kernel of a GPU: see depth_wise.py."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__(conv)
+        from dit4sr.acceleration.depth_wise import inject_  # Triton comes where it is used
+
+        self.inject_ = inject_
+
+    def forward(self, h: Tensor, grid: Grid, scale: Tensor) -> Tensor:
+        if not h.is_cuda:  # the network was moved away since
+            return super().forward(h, grid, scale)
+        self.inject_(h, self.weight, self.bias, scale, *grid)
+        return h
+
+
+class DenseInjection(Injection):
+    """A linear layer (variant D)."""
+
+    def __init__(self, linear: nn.Module) -> None:
         super().__init__()
-        self.conv = conv.to(memory_format=torch.channels_last)
+        self.linear = linear
 
-    def forward(self, h: Tensor, grid: Grid) -> Tensor:
-        """(B, K, C) → (B, K, C)."""
-        return self.conv(h.unflatten(1, grid).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1, 2)
+    def of_lr(self, h: Tensor, grid: Grid) -> Tensor:
+        return self.linear(h)
 
 
-class Injection(nn.Module):
-    """What h_X is given s times of.
+class ChannelInjection(Injection):
+    """A factor and a summand a channel."""
 
-    Args:
-        conv, linear: at most one of them; else ``per_channel``.
-        per_channel: scale and shift, each (C,).
-    """
-
-    def __init__(
-        self,
-        conv: ShiftedConv | GridConv | None = None,
-        linear: nn.Module | None = None,
-        per_channel: tuple[nn.Parameter, nn.Parameter] | None = None,
-    ) -> None:
+    def __init__(self, scale: nn.Parameter, shift: nn.Parameter) -> None:
         super().__init__()
-        self.conv, self.linear = conv, linear
-        if per_channel is not None:
-            self.scale, self.shift = per_channel
+        self.scale, self.shift = scale, shift
 
-    def forward(self, h_l: Tensor, grid: Grid) -> Tensor:
-        """(B, K, C) → (B, K, C)."""
-        if self.conv is not None:
-            return self.conv(h_l, grid)
-        if self.linear is not None:
-            return self.linear(h_l)
-        return torch.addcmul(self.shift, h_l, self.scale)
+    def of_lr(self, h: Tensor, grid: Grid) -> Tensor:
+        return torch.addcmul(self.shift, h, self.scale)
 
 
-def injection_of(ff: LRStreamFeedForward, settings: AccelerationSettings) -> Callable[..., Tensor] | None:
+CONVOLUTIONS = {"conv": GridConv, "shifts": ShiftedConv, "kernel": KernelConv}
+
+
+def convolution_of(settings: AccelerationSettings, device: torch.device) -> str:
+    """How the convolution is computed on a device; see :class:`AccelerationSettings`, ``depth_wise``."""
+    if settings.depth_wise != "auto":
+        return settings.depth_wise
+    if settings.compile == "none":
+        return "conv"
+    return "kernel" if device.type == "cuda" else "shifts"
+
+
+def injection_of(ff: LRStreamFeedForward, settings: AccelerationSettings) -> Injection | None:
     """The injection of a trained MLP; None for one without."""
     if hasattr(ff, "control_conv"):
-        return Injection(conv=(ShiftedConv if settings.depth_wise == "shifts" else GridConv)(ff.control_conv))
+        conv = ff.control_conv
+        return CONVOLUTIONS[convolution_of(settings, conv.weight.device)](conv)
     if hasattr(ff, "control_linear"):
-        return Injection(linear=ff.control_linear)
+        return DenseInjection(ff.control_linear)
     if hasattr(ff, "control_scale"):
-        return Injection(per_channel=(ff.control_scale, ff.control_shift))
+        return ChannelInjection(ff.control_scale, ff.control_shift)
     return None

@@ -12,7 +12,7 @@ from dit4sr.values import flag, number
 
 Compile = Literal["none", "blocks", "step"]
 Quantise = Literal["none", "int8_weights", "int8", "fp8", "nf4"]
-DepthWise = Literal["conv", "shifts"]
+DepthWise = Literal["auto", "conv", "shifts", "kernel"]
 Attention = Literal["auto", "cudnn", "flash", "efficient", "math"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -23,17 +23,21 @@ class AccelerationSettings:
 
     Args:
         fold: P_q W_q, P_k W_k and P_v W_v as one matrix each.
-        fuse: W_q, W_k and W_v (and the folded ones, and the text's) in one product.
+        fuse: W_q, W_k and W_v (and the folded ones, and the text's) in one product; and on a GPU, in half precision,
+            the MLP's GELU at the end of its product.
         batch_streams: the products of X and L in one batched product (needs ``fold``; fuses too).
         cache: what no step changes is computed once a sampling: the text's projection, the LR latent's embedding,
             and every block's modulations for the whole schedule.
-        depth_wise: how the injection's 3×3 convolution is computed: ``conv``, or nine shifted products (``shifts``),
-            which a compiler fuses with what is around them.
+        depth_wise: how the injection's 3×3 convolution is computed: ``conv``, the library's; nine shifted products
+            (``shifts``), which a compiler fuses with what is around them; a ``kernel`` of ours that adds it to h_X as
+            well (GPU, Triton); ``auto``: compiled, the kernel on a GPU and shifts elsewhere, else conv.
         attention: which of torch's kernels is asked for first; ``auto``: the fastest on the GPU at hand, torch's own
             choice elsewhere.
         channels_last: the autoencoder's convolutions on channels-last images.
         compile: ``blocks``: each kind of block once; ``step``: the whole network.
         compile_mode: of torch.compile; reduce-overhead and max-autotune record CUDA graphs of their own.
+        compile_options: further options of torch.compile by their names, such as ``{combo_kernels: true}``; with
+            ``compile_mode`` default.
         cuda_graphs: a whole step is recorded as a CUDA graph, compiled or not, and replayed.
         quantise: approximate: int8_weights (weights alone), int8 (activations too), fp8 (Hopper GPUs and newer),
             nf4 (4 bits, by bitsandbytes).
@@ -53,6 +57,7 @@ class AccelerationSettings:
     channels_last: bool
     compile: Compile
     compile_mode: str
+    compile_options: Mapping[str, Any]
     cuda_graphs: bool
     quantise: Quantise
     reuse_below: float | None
@@ -89,6 +94,15 @@ class AccelerationSettings:
         if config["compile_mode"] not in COMPILE_MODES:
             raise UserError(
                 f"acceleration.compile_mode={config['compile_mode']!r}: choose one of {', '.join(COMPILE_MODES)}"
+            )
+        if not isinstance(config["compile_options"], Mapping):
+            raise UserError(
+                f"acceleration.compile_options={config['compile_options']!r}: give names and values, such as "
+                "'acceleration.compile_options={combo_kernels: true}', or {}"
+            )
+        if config["compile_options"] and config["compile_mode"] != "default":
+            raise UserError(
+                "acceleration.compile_options needs acceleration.compile_mode=default: a mode is options too"
             )
         if config["batch_streams"] and not config["fold"]:
             raise UserError("acceleration.batch_streams=true needs acceleration.fold=true: unfolded, X and L share W")

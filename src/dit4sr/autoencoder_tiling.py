@@ -2,13 +2,13 @@
 
 A convolutional autoencoder pads every tile's border by zeros and normalises over the tile (group norm, and the
 attention in its middle), so tiles differ where they meet: they overlap, are all of one size (the last one lies
-flush with the end, so none is a sliver), and are blended by a raised cosine over the overlap. Each is added to the
-result as it comes; beside the result itself no more than one tile is in memory.
+flush with the end, so none is a sliver), and are blended by a raised cosine over the overlap. An image is decoded from
+above to below, and its rows are given away as soon as no further tile adds to them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -55,7 +55,9 @@ def encode_tiled(
     return latent
 
 
-def decode_tiled(autoencoder: Autoencoder, latent: Tensor, height: int, width: int, tile: TileSettings) -> Tensor:
+def decode_bands(
+    autoencoder: Autoencoder, latent: Tensor, height: int, width: int, tile: TileSettings
+) -> Iterator[Tensor]:
     """Decode a latent to the image's first ``height`` rows and ``width`` columns; the rest was padding.
 
     Args:
@@ -64,24 +66,34 @@ def decode_tiled(autoencoder: Autoencoder, latent: Tensor, height: int, width: i
         height, width: of the image, at most h and w times the autoencoder's scale.
         tile: side and overlap, in latent pixels.
 
-    Returns:
-        (B, 3, height, width) float32 in [0, 1].
+    Yields:
+        The image's rows, from above to below, whenever some are done: (B, 3, rows, width) float32 in [0, 1].
     """
     scale = autoencoder.scale
     rows = ramp_weights(latent.shape[-2], tile.size, tile.overlap)
     columns = ramp_weights(latent.shape[-1], tile.size, tile.overlap)
-    image: Tensor | None = None
-    for y, down in rows:
+
+    def decoded(y: int, x: int, down: Tensor, right: Tensor) -> Tensor:
+        piece = autoencoder.decode(latent[..., y : y + len(down), x : x + len(right)]).float()
+        return piece[..., : height - y * scale, : width - x * scale]
+
+    if len(rows) == len(columns) == 1:
+        yield decoded(0, 0, rows[0][1], columns[0][1])
+        return
+    begun = latent.new_zeros(len(latent), 3, 0, width, dtype=torch.float32)  # rows that the next tiles add to
+    for i, (y, down) in enumerate(rows):
+        if y * scale >= height:  # these tiles lie in the padding alone
+            break
+        last = min((y + len(down)) * scale, height)
+        band = begun.new_zeros(*begun.shape[:2], last - y * scale, width)
+        band[..., : begun.shape[-2], :] = begun
         for x, right in columns:
-            piece = autoencoder.decode(latent[..., y : y + len(down), x : x + len(right)]).float()
-            piece = piece[..., : height - y * scale, : width - x * scale]
-            if len(rows) == len(columns) == 1:
-                return piece
-            if image is None:
-                image = piece.new_zeros(*piece.shape[:2], height, width)
+            if x * scale >= width:
+                continue
+            piece = decoded(y, x, down, right)
             weight = torch.outer(down.repeat_interleave(scale), right.repeat_interleave(scale))
-            # A tile may lie in the padding alone.
             h, w = piece.shape[-2:]
-            image[..., y * scale : y * scale + h, x * scale : x * scale + w] += piece * weight[:h, :w].to(piece)
-    assert image is not None
-    return image
+            band[..., :h, x * scale : x * scale + w] += piece * weight[:h, :w].to(piece)
+        done = min(rows[i + 1][0] * scale, height) - y * scale if i + 1 < len(rows) else band.shape[-2]
+        begun = band[..., done:, :].clone()
+        yield band[..., :done, :]

@@ -11,7 +11,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from dit4sr.errors import UserError
-from dit4sr.restoration.restoring import to_array
+from dit4sr.restoration.decoding import Strips, whole_arrays, whole_tensors
+from dit4sr.restoration.restoring import Plan
 
 ImageInput = Any
 """A PIL image; an array (h, w, 3) or (B, h, w, 3), or grey (h, w), uint8 or floating point in [0, 1]; a tensor
@@ -80,11 +81,12 @@ def runs(images: list[Tensor], at_most: int) -> list[slice]:
     return slices
 
 
-def from_tensor(image: Tensor, output_type: str) -> Any:
-    """(3, H, W) float32 in [0, 1] → a PIL image, an array (H, W, 3) float32, or the tensor."""
-    if output_type == "pil":
-        return Image.fromarray(to_array(image, as_float=False))
-    return to_array(image, as_float=True) if output_type == "np" else image
+def images_of(strips: Strips, plan: Plan, output_type: str) -> list[Any]:
+    """What was decoded as PIL images, arrays (H, W, 3) float32, or tensors (3, H, W)."""
+    if output_type == "pt":
+        return list(whole_tensors(strips, plan))
+    arrays = whole_arrays(strips, plan, as_float=output_type == "np")
+    return [Image.fromarray(array) for array in arrays] if output_type == "pil" else list(arrays)
 
 
 def gather(images: list[Any], output_type: str) -> Any:

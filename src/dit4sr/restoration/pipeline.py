@@ -28,12 +28,13 @@ from dit4sr.prompts import HashingTextEncoder
 from dit4sr.restoration.calls import StepEnd, after_each_step, is_plain_euler, settings_of_call, size_of_call
 from dit4sr.restoration.components import HashingTextModel, as_component, with_lr_stream
 from dit4sr.restoration.conditions import conditions_of
+from dit4sr.restoration.decoding import decode_restored
 from dit4sr.restoration.defaults import published_sampler, published_tile
-from dit4sr.restoration.image_io import OUTPUT_TYPES, ImageInput, from_tensor, gather, one_each, runs, to_tensors
+from dit4sr.restoration.image_io import OUTPUT_TYPES, ImageInput, gather, images_of, one_each, runs, to_tensors
 from dit4sr.restoration.latents import restored_latent
 from dit4sr.restoration.prompt_encoding import PromptEncoding
 from dit4sr.restoration.restorer import Restorer, largest_side
-from dit4sr.restoration.restoring import Plan, SamplerSettings, decode_restored
+from dit4sr.restoration.restoring import Plan, SamplerSettings
 from dit4sr.restoration.upsampling import Upsampled
 from dit4sr.restoration.vae_tiling import VaeTiling
 from dit4sr.tiles import TileSettings, check_tile
@@ -275,10 +276,10 @@ class DiT4SRPipeline(PromptEncoding, VaeTiling, DiffusionPipeline):
                     if output_type == "latent":
                         results += list(latent)
                         continue
-                    restored = decode_restored(
+                    strips = decode_restored(
                         plan, self._coder, latent, self._vae_tiles(latent), at_once, settings.colour
                     )
-                    results += [from_tensor(one, output_type) for one in restored]
+                    results += images_of(strips, plan, output_type)
         finally:
             if lr_injection_scale is not None:
                 self.transformer.lr_injection_scale = before

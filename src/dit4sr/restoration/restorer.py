@@ -14,16 +14,15 @@ from dit4sr.errors import UserError
 from dit4sr.models.checkpoint import TrainedModel
 from dit4sr.prompts import PromptSettings, TextEncoder, build_text_encoder
 from dit4sr.prompts.ahead import placed
+from dit4sr.restoration.decoding import decode_restored, whole_arrays
 from dit4sr.restoration.restoring import (
     Conditions,
     Plan,
     SamplerSettings,
-    decode_restored,
     encode_lr,
     noise_of,
     sample,
     target_size,
-    to_array,
 )
 from dit4sr.restoration.upsampling import Upsampled
 from dit4sr.sampling import Callback, Network
@@ -173,8 +172,8 @@ class Restorer:
         del of_posterior
         latent = sample(self.network, lr_latent, noise, conditions, self.sampler, self.tile, callback=callback)
         del lr_latent, noise
-        restored = decode_restored(plan, self.autoencoder, latent, self.tile, at_once, self.sampler.colour)
-        return [to_array(image, as_float=as_float) for image in restored]
+        strips = decode_restored(plan, self.autoencoder, latent, self.tile, at_once, self.sampler.colour)
+        return whole_arrays(strips, plan, as_float=as_float)
 
     def encode(self, prompts: list[str]) -> Any:
         """The prompts' embeddings, float32, where the network is."""

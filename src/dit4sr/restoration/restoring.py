@@ -1,26 +1,24 @@
-"""Restoring a batch of images, whoever asks: upsample, encode, sample tile by tile, decode, align colours.
+"""Restoring a batch of images, whoever asks: upsample, encode, sample tile by tile; then decoding.py has the latent.
 
-The pipeline and the verbs' restorer are two doors to this. What grows with the image is the image and its latents,
-each once or twice; all else is as large as a tile.
+The pipeline and the verbs' restorer are two doors to this. What grows with the image is its latents, each once or
+twice, and the result; all else is as large as a tile, or a row of them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from dit4sr.autoencoder_tiling import decode_tiled, encode_tiled
+from dit4sr.autoencoder_tiling import encode_tiled
 from dit4sr.autoencoders import Autoencoder
 from dit4sr.errors import UserError
-from dit4sr.images import to_uint8
 from dit4sr.prompts import TextEmbedding
-from dit4sr.restoration.colour import ALIGN, align_in_place
+from dit4sr.restoration.colour import ALIGN
 from dit4sr.restoration.upsampling import Upsampled
 from dit4sr.sampling import (
     Callback,
@@ -261,34 +259,3 @@ def sample(
         )
     except ValueError as error:
         raise error if isinstance(error, UserError) else UserError(str(error)) from error
-
-
-def decode_restored(
-    plan: Plan, autoencoder: Autoencoder, latent: Tensor, tile: TileSettings, at_once: int, colour: str
-) -> Iterator[Tensor]:
-    """The restored images, one after the other: (3, H, W) float32 in [0, 1], of the target's size.
-
-    Args:
-        plan: see :class:`Plan`.
-        autoencoder: see :class:`dit4sr.autoencoders.Autoencoder`.
-        latent: what was sampled.
-        tile: side and overlap in latent pixels.
-        at_once: images of one forward pass.
-        colour: of :data:`dit4sr.restoration.colour.ALIGN`.
-    """
-    height, width = plan.upsampled.height, plan.upsampled.width
-    for first in range(0, len(latent), at_once):
-        some = slice(first, first + at_once)
-        restored = decode_tiled(autoencoder, latent[some], height, width, tile)
-        reference = Upsampled(plan.upsampled.lq[some], height, width)
-        yield from align_in_place(colour, restored, reference.rows).clamp_(0, 1)
-
-
-def to_array(image: Tensor, *, as_float: bool) -> np.ndarray:
-    """(3, H, W) float32 in [0, 1] → (H, W, 3), uint8, or float32 unrounded; strip by strip."""
-    _, height, width = image.shape
-    array = np.empty((height, width, 3), np.float32 if as_float else np.uint8)
-    for first in range(0, height, 64):
-        strip = image[:, first : first + 64]
-        array[first : first + 64] = (strip if as_float else to_uint8(strip)).permute(1, 2, 0).cpu().numpy()
-    return array

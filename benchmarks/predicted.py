@@ -22,19 +22,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dit4sr.acceleration import AccelerationSettings, accelerate
-from dit4sr.acceleration.quantising import is_block_matrix
+from dit4sr.acceleration.blocks import is_block_matrix
 from dit4sr.config import config_dir
 from dit4sr.models.build import build_on_meta
 from dit4sr.models.flops import network_inputs
 from dit4sr.prompts.sd3 import WIDE
+from dit4sr.prompts.weight_bytes import is_t5_matrix
+from dit4sr.quantising import BITS_A_WEIGHT
 from dit4sr.sampling import guided_velocity
 
 GB = 1e9
 STEPS = 40
 """Of a sampling, whose modulations are computed ahead."""
-BITS = {"int8": 8, "nf4": 4}
-SCALES = {"int8": 16 / 1536, "nf4": 8 / 64 + 32 / (64 * 256)}
-"""Bits a weight for scales: 16 a row of at least 1536; 8 a block of 64, and 32 for 256 blocks."""
+KINDS = {"int8": "int8_weights", "nf4": "nf4"}
+"""configs/acceleration → how it quantises."""
 
 
 class FusedAttention(TorchFunctionMode):
@@ -91,9 +92,9 @@ def weights_of(module: nn.Module) -> int:
 
 
 def saved_by(module: nn.Module, kind: str, chosen: Callable[[str, nn.Module], bool]) -> int:
-    """Bytes that quantising some of a module's 16-bit matrices saves."""
-    count = sum(m.weight.numel() for name, m in module.named_modules() if chosen(name, m))  # type: ignore[operator,union-attr]
-    return int(count * (16 - BITS[kind] - SCALES[kind]) / 8)
+    """Bytes that quantising some of a module's matrices saves."""
+    matrices = [m.weight for name, m in module.named_modules() if chosen(name, m)]
+    return int(sum(w.nbytes - w.numel() * BITS_A_WEIGHT[kind] / 8 for w in matrices))  # type: ignore[operator,union-attr,misc]
 
 
 def text_encoders(prompts: int, length: int, dtype: torch.dtype) -> dict[str, tuple[int, int]]:
@@ -127,7 +128,21 @@ def text_encoders(prompts: int, length: int, dtype: torch.dtype) -> dict[str, tu
                         getattr(module, WIDE).float()
             ids = torch.zeros(prompts, length, dtype=torch.long)
         found[name] = weights_of(model), peak_of(lambda model=model, ids=ids: model(ids))  # type: ignore[misc]
+        if name == "T5-XXL":
+            for kind in KINDS.values():
+                small = found[name][0] - saved_by(model, kind, is_matrix_of_t5)
+                found[quantised_t5(kind)] = small, found[name][1]
     return found
+
+
+def is_matrix_of_t5(name: str, module: nn.Module) -> bool:
+    """What ``prompt.quantise`` chooses."""
+    return isinstance(module, nn.Linear) and is_t5_matrix(name)
+
+
+def quantised_t5(kind: str) -> str:
+    """The name of a row."""
+    return f"T5-XXL, prompt.quantise={kind}"
 
 
 def full_network(model: str, batch: int, settings: str) -> tuple[nn.Module, int]:
@@ -189,23 +204,25 @@ def predict(report: Report, model: str, batch: int = 1, prompts: int = 2) -> dic
     restoring = vae + max(step, coding)
     # Quantised where it runs: beside the autoencoder the whole network is there first.
     needs = {"": weights + restoring}
-    once_loaded = {}
-    for kind in BITS:
+    peaks = {"embeddings given (`prompt=cached`, or prompt_embeds)": needs[""]}
+    for setting, kind in KINDS.items():
         small = weights - saved_by(network, kind, is_block_matrix)
-        needs[f"acceleration={kind}"] = max(vae + weights, small + restoring)
-        once_loaded[f"embeddings given, `acceleration={kind}`, once loaded"] = small + restoring
-    peaks = {
-        f"embeddings given, `{kind}`" if kind else "embeddings given (`prompt=cached`, or prompt_embeds)": need
-        for kind, need in needs.items()
-    }
-    peaks |= once_loaded
+        needs[setting] = max(vae + weights, small + restoring)
+        peaks[f"embeddings given, `acceleration={setting}`"] = needs[setting]
+        peaks[f"embeddings given, `acceleration={setting}`, once loaded"] = small + restoring
     for dtype, encoders in by_type.items():
         given = f"text encoders in {str(dtype).removeprefix('torch.')}"
-        peaks[f"{given}, beside the network"] = weights + restoring + sum(w for w, _ in encoders.values())
-        one_by_one = max(w + c for w, c in encoders.values())
-        for kind, need in needs.items():
-            setting = f"text_encoder_device=offload {kind}".strip()
-            peaks[f"{given}, whole pipeline, `{setting}`"] = max(one_by_one, need)
+        plain = {name: encoders[name] for name in ("CLIP-L", "OpenCLIP-G", "T5-XXL")}
+        peaks[f"{given}, beside the network"] = weights + restoring + sum(w for w, _ in plain.values())
+        one_by_one = max(w + c for w, c in plain.values())
+        peaks[f"{given}, whole pipeline, `text_encoder_device=offload`"] = max(one_by_one, needs[""])
+    clips = [found["CLIP-L"], found["OpenCLIP-G"]]
+    for setting, kind in KINDS.items():
+        encoders_small = [*clips, found[quantised_t5(kind)]]
+        one_by_one = max(w + c for w, c in encoders_small)
+        both = f"`prompt.quantise={kind} acceleration={setting}`"
+        peaks[f"whole pipeline, {both}, `text_encoder_device=offload`"] = max(one_by_one, needs[setting])
+        peaks[f"whole pipeline, {both}, all beside each other"] = needs[setting] + sum(w for w, _ in encoders_small)
     report.say(table([[name, f"{peak / GB:.1f}"] for name, peak in peaks.items()], ["restoring", "peak, GB"]))
     return {name: peak / GB for name, peak in peaks.items()}
 

@@ -11,7 +11,7 @@ from tiny_acceleration import EXACT, sampled
 from tiny_sd3 import relative_error, tiny_inputs, tiny_network
 
 from dit4sr.acceleration import accelerate
-from dit4sr.acceleration.quantising import is_block_matrix
+from dit4sr.acceleration.blocks import is_block_matrix
 from dit4sr.sampling import TiledNetwork
 
 WIDE: dict[str, Any] = {"attention_head_dim": 32, "num_attention_heads": 2, "caption_projection_dim": 64}

@@ -265,12 +265,12 @@ def test_the_full_size_fits_the_memory_it_is_meant_for() -> None:
     }
     assert given < 8 and whole["bfloat16"] < 10 < whole["float16"] < 12
     assert peaks["text encoders in bfloat16, beside the network"] > 16
-    for kind in ("int8", "nf4"):
-        assert (
-            peaks[f"text encoders in bfloat16, whole pipeline, `text_encoder_device=offload acceleration={kind}`"] < 10
-        )
+    for kind, text in (("int8", "int8_weights"), ("nf4", "nf4")):
+        quantised = f"whole pipeline, `prompt.quantise={text} acceleration={kind}`, `text_encoder_device=offload`"
+        assert peaks[quantised] < 10
         # The whole network and the autoencoder are on the GPU before it is quantised.
         assert 5.64 + 0.33 < peaks[f"embeddings given, `acceleration={kind}`"] < given
+    assert "| T5-XXL, prompt.quantise=int8_weights | 4.90 |" in report.text
     assert "| T5-XXL | 9.52 |" in report.text and "| T5-XXL, float16, its wo float32 | 11.54 |" in report.text
     assert "| dit4sr, bfloat16, 40 guided steps of 1 image of 512×512 | 5.64 |" in report.text
 

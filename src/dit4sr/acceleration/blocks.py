@@ -97,3 +97,8 @@ class FastBlock(nn.Module):
             of_mlp = self.project_text(self.expand_text(modulate(text, c_shift, c_scale)))
             text = torch.addcmul(text, c_gate_mlp, of_mlp)
         return image, text
+
+
+def is_block_matrix(name: str, module: nn.Module) -> bool:
+    """Whether a module of a network is a matrix of a block (nine tenths of the work): what may be quantised."""
+    return isinstance(module, nn.Linear) and ".blocks." in f".{name}"

@@ -7,17 +7,18 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from dit4sr.acceleration.blocks import is_block_matrix
 from dit4sr.acceleration.compiling import check_compiler, check_options, compile_network
 from dit4sr.acceleration.fast_controlnet import FastControlNet
 from dit4sr.acceleration.fast_dit4sr import FastDiT4SR
 from dit4sr.acceleration.graphs import GraphedStep
 from dit4sr.acceleration.network import FastNetwork
-from dit4sr.acceleration.quantising import check_quantising, quantise
 from dit4sr.acceleration.settings import AccelerationSettings
 from dit4sr.errors import UserError
 from dit4sr.models.controlnet import SD3ControlNet
 from dit4sr.models.dit4sr import DiT4SRTransformer2DModel
 from dit4sr.models.precision import PLAIN
+from dit4sr.quantising import check_quantising, quantise
 
 
 @torch.inference_mode(False)
@@ -55,7 +56,7 @@ def accelerate(network: Any, settings: AccelerationSettings) -> Any:
     dtype = weight.dtype if settings.network_dtype is None else getattr(torch, settings.network_dtype)
     # All that may be refused is refused before weights are taken over.
     if settings.quantise != "none":
-        check_quantising(settings.quantise, weight.device, dtype)
+        check_quantising(settings.quantise, weight.device, dtype, "acceleration.quantise")
     if settings.network_dtype == "float16" and weight.device.type != "cuda":
         raise UserError("acceleration.network_dtype=float16 needs a GPU: use bfloat16, or null")
     if settings.cuda_graphs and weight.device.type != "cuda":
@@ -80,7 +81,7 @@ def accelerate(network: Any, settings: AccelerationSettings) -> Any:
     network.forward = taken_over
     fast.eval().requires_grad_(False)
     if settings.quantise != "none":
-        quantise(fast, settings.quantise, fast.device)
+        quantise(fast, settings.quantise, fast.device, is_block_matrix)
     if settings.compile != "none":
         compile_network(fast, settings)
     if settings.cuda_graphs:

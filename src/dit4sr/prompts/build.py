@@ -27,7 +27,8 @@ def build_text_encoder(
         local_files_only: download nothing.
 
     Raises:
-        UserError: an unknown name, no ``pretrained`` where weights are needed, or an incomplete folder.
+        UserError: an unknown name, no ``pretrained`` where weights are needed, an incomplete folder, or a package that
+            quantising needs and that is not installed.
     """
     prompt = prompt or PromptSettings()
     encoder: TextEncoder
@@ -55,6 +56,7 @@ def build_text_encoder(
             width=int(config.get("width") or 0),
             local_files_only=local_files_only,
             keep=cached or not prompt.release,
+            quantise=prompt.quantise,
         )
     else:
         raise UserError(f"unknown text_encoder {config['name']!r}: choose hashing or sd3.")

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from dit4sr.errors import UserError
 from dit4sr.prompts.identity import folder_digest
+from dit4sr.prompts.quantised_t5 import quantise_t5
 from dit4sr.prompts.sd3_embedding import encode_sd3, of_clip, of_t5, put_together
 from dit4sr.prompts.sources import first_line, local_folder, quiet_transformers, read_config
 from dit4sr.prompts.text import TextEmbedding
 from dit4sr.prompts.weight_bytes import loaded_bytes
+from dit4sr.quantising import BITS_A_WEIGHT, need_package
 
 SETTING = "backbone.pretrained"
 CLIPS, T5 = ("text_encoder", "text_encoder_2"), "text_encoder_3"
@@ -41,9 +43,10 @@ class SD3TextEncoder:
         keep: whether the weights stay in memory after :meth:`encode`.
         in_turn: have one encoder in memory at a time: each is loaded for itself and dropped once all prompts of an
             :meth:`encode` have gone through it. The embeddings are then on the CPU.
+        quantise: of T5's matrices: none, int8_weights or nf4; see :mod:`dit4sr.quantising`.
 
     Raises:
-        UserError: something is missing in the folder, or ``tokens`` leaves none to T5.
+        UserError: something is missing in the folder, ``tokens`` leaves none to T5, or a package is not installed.
     """
 
     folder: Path
@@ -52,10 +55,13 @@ class SD3TextEncoder:
     width: int = 0
     keep: bool = True
     in_turn: bool = False
+    quantise: str = "none"
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def __post_init__(self) -> None:
         self.has_t5 = (self.folder / T5).is_dir()
+        if self.quantise != "none":
+            need_package(self.quantise, "prompt.quantise")
         self._check_parts()
         configs = [read_config(self.folder / part / "config.json", SETTING) for part in CLIPS]
         try:
@@ -91,6 +97,7 @@ class SD3TextEncoder:
         dtype: torch.dtype | None = None,
         width: int = 0,
         keep: bool = True,
+        quantise: str = "none",
         local_files_only: bool = False,
     ) -> SD3TextEncoder:
         """Find the encoders of a folder or hub id; their weights are loaded at the first use.
@@ -99,7 +106,7 @@ class SD3TextEncoder:
             UserError: see :func:`dit4sr.prompts.sources.local_folder` and the class.
         """
         folder = local_folder(pretrained, SETTING, folders=PARTS, local_files_only=local_files_only)
-        return cls(folder, tokens, dtype, width, keep)
+        return cls(folder, tokens, dtype, width, keep, quantise=quantise)
 
     @property
     def loaded(self) -> bool:
@@ -108,8 +115,11 @@ class SD3TextEncoder:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> SD3TextEncoder:
         """Choose device and dtype, for what is in memory and for what will be loaded."""
+        before = self.device, self.dtype
         self.device = torch.device(device) if device is not None else self.device
         self.dtype = dtype or self.dtype
+        if self.quantise != "none" and (self.device, self.dtype) != before:
+            self.release()  # quantised anew where it is used next
         for model in self._loaded.values():
             # Without a new dtype no cast: T5 in float16 has maps that are not.
             model.to(device=self.device, dtype=dtype)
@@ -192,7 +202,8 @@ class SD3TextEncoder:
             # As transformers chooses for "auto": what the config says, else what the files have.
             named = getattr(torch, str(config.get("dtype") or config.get("torch_dtype")), None)
             dtype = self.dtype or (named if isinstance(named, torch.dtype) else None)
-            found[part] = loaded_bytes(self.folder / part, dtype, WIDE if part == T5 else "")
+            wide, bits = (WIDE, BITS_A_WEIGHT.get(self.quantise)) if part == T5 else ("", None)
+            found[part] = loaded_bytes(self.folder / part, dtype, wide, bits)
         return found
 
     def identity(self, memo: Path | None = None) -> str:
@@ -202,7 +213,9 @@ class SD3TextEncoder:
             memo: see :func:`dit4sr.prompts.identity.folder_digest`.
         """
         files = folder_digest((self.folder / part for part in PARTS), memo)
-        return f"sd3 {files} {self.clip_tokens}+{self.tokens - self.clip_tokens} {self.width} {self.dtype}"
+        approximate = "" if self.quantise == "none" else f" {self.quantise}"
+        lengths = f"{self.clip_tokens}+{self.tokens - self.clip_tokens}"
+        return f"sd3 {files} {lengths} {self.width} {self.dtype}{approximate}"
 
     def _empty_cache(self) -> None:
         if self.device.type == "cuda":
@@ -259,4 +272,6 @@ class SD3TextEncoder:
         if missing := sorted(info["missing_keys"]):
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise UserError(f"{SETTING}: {where} lacks the weights {', '.join(missing[:3])}{more}; download it again")
+        if part == T5 and self.quantise != "none":
+            quantise_t5(model, self.quantise, self.device)
         return model.to(self.device).eval().requires_grad_(False)

@@ -10,12 +10,13 @@ from typing import Any, Literal, Self
 from dit4sr.errors import UserError
 
 ENCODINGS = ("live", "cached", "null")
+QUANTISED = ("none", "int8_weights", "nf4")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 TEXT_DEVICES = ("auto", "cpu", "offload")
 """Values of a verb's ``text_encoder_device``. auto: with the network, offload where a GPU has no room for both,
 cpu where it has none for the largest encoder by itself.
 offload: on the network's device before the network, one encoder after the other, for all prompts of the run."""
-FIELDS = ("name", "fixed", "encoding", "release", "dtype", "cache", "describes")
+FIELDS = ("name", "fixed", "encoding", "release", "dtype", "quantise", "cache", "describes")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class PromptSettings:
             for new prompts alone. null: cached, and every photo's prompt is the null prompt "".
         release: drop the encoders from memory after each use.
         dtype: of the encoders' weights; auto is that of their files.
+        quantise: T5's matrices in 8 bits (torchao) or in 4 (bitsandbytes), for small GPUs: approximate.
         cache: folder of the embeddings.
         describes: the image that captions describe: hq in training, lq in restoration and evaluation.
     """
@@ -36,6 +38,7 @@ class PromptSettings:
     encoding: Literal["live", "cached", "null"] = "live"
     release: bool = False
     dtype: str = "auto"
+    quantise: str = "none"
     cache: Path | None = None
     describes: Literal["hq", "lq"] = "lq"
 
@@ -53,7 +56,8 @@ class PromptSettings:
         # A YAML null is None; and without a group only what a verb adds to it is left.
         encoding = chosen["encoding"] = str(chosen.get("encoding") or "null")
         fixed = chosen.get("fixed")
-        for name, values in (("encoding", ENCODINGS), ("dtype", DTYPES), ("describes", ("hq", "lq"))):
+        one_of = {"encoding": ENCODINGS, "dtype": DTYPES, "quantise": QUANTISED, "describes": ("hq", "lq")}
+        for name, values in one_of.items():
             if name in chosen and chosen[name] not in values:
                 raise UserError(f"prompt.{name}={chosen[name]}: choose one of {', '.join(values)}")
         if fixed is not None and not isinstance(fixed, str):

@@ -25,6 +25,7 @@ from tracing import trace
 
 from dit4sr import flow
 from dit4sr.config import config_dir
+from dit4sr.models.attention_kernel import attention_kernel
 from dit4sr.models.base import as_arguments
 from dit4sr.models.build import Network, build_network, freeze, from_base
 from dit4sr.models.flops import network_inputs, scale_of, step_flops
@@ -76,6 +77,10 @@ class Step:
         self.eps, self.sigma = torch.randn_like(self.z), torch.rand(batch, device=device)
 
     def __call__(self) -> None:
+        with attention_kernel("auto", torch.device(self.device)):
+            self._step()
+
+    def _step(self) -> None:
         with torch.autocast(torch.device(self.device).type, torch.bfloat16) if self.half else nullcontext():
             z_t = flow.interpolate(self.z, self.eps, self.sigma)
             arguments = z_t, self.lr, 1000 * self.sigma, self.tokens, self.pooled

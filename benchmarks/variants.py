@@ -72,8 +72,10 @@ def on_the_gpu() -> dict[str, Variant]:
         "cuda_graphs": graphs,
         "compiled": settings_named("compiled"),
         "fp8": settings_named("fp8"),
+        "cuda_graphs, combo_kernels": replace(graphs, compile_options={"combo_kernels": True}),
         "cuda_graphs, batch_streams": replace(graphs, batch_streams=True),
         "cuda_graphs, depth_wise: conv": replace(graphs, depth_wise="conv"),
+        "cuda_graphs, not fused": replace(graphs, fuse=False),
         "cuda_graphs, tuned": replace(graphs, compile_mode="max-autotune-no-cudagraphs"),
         "step": replace(graphs, compile="step", compile_mode="reduce-overhead", cuda_graphs=False),
     }
@@ -124,8 +126,8 @@ GPU_PARTS = (
         "dit4sr",
         "sd35_medium",
         1,
-        ("plain", "cuda_graphs, batch_streams", "cuda_graphs, depth_wise: conv", "plain, float32", "step",
-         "cuda_graphs, tuned"),
+        ("plain", "cuda_graphs, combo_kernels", "cuda_graphs, batch_streams", "cuda_graphs, depth_wise: conv",
+         "cuda_graphs, not fused", "plain, float32", "step", "cuda_graphs, tuned"),
         1.0,
     ),
 )  # fmt: skip

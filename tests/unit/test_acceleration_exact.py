@@ -15,8 +15,8 @@ from dit4sr.acceleration import accelerate
 from dit4sr.acceleration.expansion import linear_gelu
 from dit4sr.acceleration.folding import fold
 from dit4sr.acceleration.injection import KernelConv, convolution_of
-from dit4sr.acceleration.kernels import attention_kernel
 from dit4sr.errors import UserError
+from dit4sr.models.attention_kernel import attention_kernel
 from dit4sr.sampling import TiledNetwork
 
 ARRANGEMENTS = {

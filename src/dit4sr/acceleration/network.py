@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from dit4sr.acceleration.compiling import records_graphs
 from dit4sr.acceleration.graphs import GraphedStep
-from dit4sr.acceleration.kernels import attention_kernel
 from dit4sr.acceleration.modulations import Schedule
 from dit4sr.acceleration.settings import AccelerationSettings
 from dit4sr.acceleration.step_cache import BlockReuse
 from dit4sr.acceleration.trunk import PatchEmbedding, Trunk
 from dit4sr.errors import UserError
+from dit4sr.models.attention_kernel import attention_kernel
 from dit4sr.models.blocks import Grid
 from dit4sr.models.dit4sr import check_latent_size
 from dit4sr.models.precision import as_weights

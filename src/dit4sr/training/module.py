@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import lightning
@@ -15,6 +16,7 @@ from dit4sr.autoencoders import Autoencoder
 from dit4sr.data.transfer import to_device
 from dit4sr.errors import UserError
 from dit4sr.images import to_unit, upsample_bicubic
+from dit4sr.models.attention_kernel import attention_kernel
 from dit4sr.models.build import Network
 from dit4sr.prompts import TextEncoder
 from dit4sr.randomness import normal
@@ -108,6 +110,7 @@ class DiT4SRModule(lightning.LightningModule):
         self.average_on = average_on
         self._micro_losses: list[Tensor] = []
         self.step_loss: Tensor | None = None  # of a step that has just ended, until it is logged; this process's
+        self._kernels = ExitStack()
         self.ema = ExponentialMovingAverage(network, training["ema_decay"])
         if training["gradient_checkpointing"]:
             network.enable_gradient_checkpointing()
@@ -132,10 +135,15 @@ class DiT4SRModule(lightning.LightningModule):
             self.ema = ExponentialMovingAverage(self.network, self.ema.decay)
 
     def on_fit_start(self) -> None:
+        # Until the fit ends: checkpointed blocks are run again in the backward pass, and must find the same kernel.
+        self._kernels.enter_context(attention_kernel("auto", self.device))
         self.ema.to("cpu" if self.average_on == "cpu" else self.device)
         for frozen in (self.autoencoder, self.text_encoder):
             if hasattr(frozen, "to"):
                 frozen.to(self.device)
+
+    def teardown(self, stage: str) -> None:
+        self._kernels.close()
 
     def draw_sigma(self, indices: list[int]) -> Tensor:
         """σ of the samples with these numbers: logit-normal, then shifted (arXiv 2403.03206, section 3.1). (B,)."""

@@ -147,6 +147,9 @@ def command_of(verb: str) -> str:
 def quieten_libraries() -> None:
     """Leave the terminal to what a person must know."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # Diffusers and torchao about each other's versions, where torchao is installed, whether it is used or not.
+    logging.getLogger("diffusers.quantizers.torchao.torchao_quantizer").setLevel(logging.ERROR)
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     for name in ("hydra", "hydra_plugins"):  # launchers say what they launch once a job has set up logging
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")

@@ -98,7 +98,7 @@ class AccelerationSettings:
         if not isinstance(config["compile_options"], Mapping):
             raise UserError(
                 f"acceleration.compile_options={config['compile_options']!r}: give names and values, such as "
-                "'acceleration.compile_options={combo_kernels: true}', or {}"
+                "+acceleration.compile_options.combo_kernels=true"
             )
         if config["compile_options"] and config["compile_mode"] != "default":
             raise UserError(

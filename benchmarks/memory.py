@@ -88,7 +88,8 @@ def measure(model: str, side: int, colour: str, guidance: float) -> dict[str, fl
     import numpy as np
     import torch
 
-    from dit4sr.restoration.restorer import Restorer, SamplerSettings, TileSettings
+    from dit4sr.restoration.restorer import Restorer, TileSettings
+    from dit4sr.restoration.sampler_settings import SamplerSettings
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -186,7 +186,8 @@ def profile_sampling(report: Report, side: int = 48) -> None:
     from dit4sr.autoencoders import build_autoencoder
     from dit4sr.models.build import build_network
     from dit4sr.prompts import build_text_encoder
-    from dit4sr.restoration.restorer import Restorer, SamplerSettings, TileSettings
+    from dit4sr.restoration.restorer import Restorer, TileSettings
+    from dit4sr.restoration.sampler_settings import SamplerSettings
 
     backbone, sampler = config("backbone", "nano"), config("sampler", "nano")
     network = build_network(config("model", "dit4sr"), backbone, seed=0).eval()

@@ -322,7 +322,7 @@ def test_a_pipeline_is_the_same_accelerated_and_then_not_saved(tmp_path: Path) -
 
 
 def test_guidance_intervals_that_are_none_are_refused() -> None:
-    from dit4sr.restoration.restoring import SamplerSettings
+    from dit4sr.restoration.sampler_settings import SamplerSettings
 
     sampler: Any = OmegaConf.to_container(OmegaConf.load(config_dir() / "sampler" / "nano.yaml"))
     assert SamplerSettings.from_config(sampler | {"guidance_interval": [0.2, 0.9]}).guidance_interval == (0.2, 0.9)

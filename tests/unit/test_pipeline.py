@@ -23,7 +23,8 @@ from dit4sr.errors import UserError
 from dit4sr.prompts import HashingTextEncoder
 from dit4sr.restoration.defaults import published_sampler, published_tile
 from dit4sr.restoration.pipeline import DiT4SRPipeline
-from dit4sr.restoration.restorer import Restorer, SamplerSettings, TileSettings
+from dit4sr.restoration.restorer import Restorer, TileSettings
+from dit4sr.restoration.sampler_settings import SamplerSettings
 
 SAMPLER = {**published_sampler(), "steps": 2, "guidance": 2.0}
 TILE = {"size": 8, "overlap": 2}

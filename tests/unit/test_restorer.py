@@ -14,7 +14,8 @@ from dit4sr.errors import UserError
 from dit4sr.images import from_hwc, to_hwc, upsample_bicubic
 from dit4sr.prompts import HashingTextEncoder
 from dit4sr.restoration.colour import align_adain, align_wavelet
-from dit4sr.restoration.restorer import Restorer, SamplerSettings, TileSettings
+from dit4sr.restoration.restorer import Restorer, TileSettings
+from dit4sr.restoration.sampler_settings import SamplerSettings
 from dit4sr.restoration.upsampling import Upsampled, reflected
 
 SAMPLER: dict[str, Any] = {

@@ -136,7 +136,8 @@ def test_a_pipeline_takes_the_encoder_behind_its_embeddings() -> None:
 
     from dit4sr.autoencoders import BlockDCT
     from dit4sr.restoration.pipeline import DiT4SRPipeline
-    from dit4sr.restoration.restorer import SamplerSettings, TileSettings
+    from dit4sr.restoration.restorer import TileSettings
+    from dit4sr.restoration.sampler_settings import SamplerSettings
 
     network, encoder = tiny_network(in_channels=16, out_channels=16), EncodedAhead(HashingTextEncoder(5, 12, 10))
     settings = SamplerSettings.from_config(SAMPLER)

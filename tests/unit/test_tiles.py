@@ -20,7 +20,8 @@ from dit4sr.autoencoders import BlockDCT, DiffusersAutoencoder
 from dit4sr.errors import UserError
 from dit4sr.prompts import HashingTextEncoder
 from dit4sr.restoration.colour import STRIP, align, align_adain, align_wavelet
-from dit4sr.restoration.restorer import Restorer, SamplerSettings
+from dit4sr.restoration.restorer import Restorer
+from dit4sr.restoration.sampler_settings import SamplerSettings
 from dit4sr.sampling import TiledNetwork
 from dit4sr.tiles import TileSettings, check_tile, ramp_weights, tile_starts
 

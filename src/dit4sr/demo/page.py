@@ -15,7 +15,7 @@ from dit4sr.data.images import UnreadableImage
 from dit4sr.demo.studio import Choices, Studio
 from dit4sr.errors import UserError
 from dit4sr.restoration.batches import is_out_of_memory
-from dit4sr.restoration.colour import ALIGN
+from dit4sr.restoration.sampler_settings import COLOURS
 
 WAITING = 16
 """So many restorations may wait for their turn; one runs at a time."""
@@ -82,7 +82,7 @@ def build_page(studio: Studio, examples: Sequence[Path] = ()) -> gr.Blocks:
                             *ranges["guidance"], sampler.guidance, step=0.1, label="Guidance", elem_id="guidance"
                         )
                     colour = gr.Radio(
-                        list(ALIGN), value=sampler.colour, label="Align colours to the photo", elem_id="colour"
+                        list(COLOURS), value=sampler.colour, label="Align colours to the photo", elem_id="colour"
                     )
                 with gr.Accordion("More", open=False):
                     negative = gr.Textbox(sampler.negative_prompt, label="Negative prompt", elem_id="negative")

@@ -11,7 +11,8 @@ from diffusers.utils import logging
 from torch import Tensor
 
 from dit4sr.errors import UserError
-from dit4sr.restoration.restoring import SamplerSettings, target_size
+from dit4sr.restoration.restoring import target_size
+from dit4sr.restoration.sampler_settings import SamplerSettings
 from dit4sr.sampling import TRAIN_TIMESTEPS, sampling_sigmas
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from dit4sr.errors import UserError
 from dit4sr.prompts import TextEmbedding
-from dit4sr.restoration.restoring import Conditions, SamplerSettings
+from dit4sr.restoration.restoring import Conditions
+from dit4sr.restoration.sampler_settings import SamplerSettings
 
 Prompts = str | Sequence[str] | None
 """One for all images, or one an image."""

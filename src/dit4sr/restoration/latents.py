@@ -10,7 +10,8 @@ from torch import Tensor
 
 from dit4sr.autoencoders import Autoencoder
 from dit4sr.errors import UserError
-from dit4sr.restoration.restoring import Conditions, Plan, SamplerSettings, encode_lr, noise_of, sample
+from dit4sr.restoration.restoring import Conditions, Plan, encode_lr, noise_of, sample
+from dit4sr.restoration.sampler_settings import SamplerSettings
 from dit4sr.sampling import Network
 from dit4sr.tiles import TileSettings
 

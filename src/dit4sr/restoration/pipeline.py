@@ -34,7 +34,8 @@ from dit4sr.restoration.image_io import OUTPUT_TYPES, ImageInput, gather, images
 from dit4sr.restoration.latents import restored_latent
 from dit4sr.restoration.prompt_encoding import PromptEncoding
 from dit4sr.restoration.restorer import Restorer, largest_side
-from dit4sr.restoration.restoring import Plan, SamplerSettings
+from dit4sr.restoration.restoring import Plan
+from dit4sr.restoration.sampler_settings import SamplerSettings
 from dit4sr.restoration.upsampling import Upsampled
 from dit4sr.restoration.vae_tiling import VaeTiling
 from dit4sr.tiles import TileSettings, check_tile

@@ -18,17 +18,17 @@ from dit4sr.restoration.decoding import decode_restored, whole_arrays
 from dit4sr.restoration.restoring import (
     Conditions,
     Plan,
-    SamplerSettings,
     encode_lr,
     noise_of,
     sample,
     target_size,
 )
+from dit4sr.restoration.sampler_settings import SamplerSettings
 from dit4sr.restoration.upsampling import Upsampled
 from dit4sr.sampling import Callback, Network
 from dit4sr.tiles import TileSettings, check_tile
 
-__all__ = ["Restorer", "SamplerSettings", "TileSettings"]
+__all__ = ["Restorer", "TileSettings"]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from dit4sr.data.datamodule import validation_pairs
 from dit4sr.files import write_atomically
 from dit4sr.images import from_hwc, to_hwc, upsample_bicubic
 from dit4sr.randomness import normal, sample_seed
-from dit4sr.restoration.restorer import Restorer, SamplerSettings, TileSettings
+from dit4sr.restoration.restorer import Restorer, TileSettings
+from dit4sr.restoration.sampler_settings import SamplerSettings
 from dit4sr.sampling import TRAIN_TIMESTEPS, TiledNetwork
 from dit4sr.training.callbacks import Checkpoints, due
 from dit4sr.training.compiling import as_written

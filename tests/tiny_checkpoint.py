@@ -15,6 +15,7 @@ from tiny_sd3 import randomise
 from dit4sr.config import config_dir
 from dit4sr.models.build import build_network
 from dit4sr.models.checkpoint import IDENTITY
+from dit4sr.sharded_files import rows_of, take_out, write_index, write_shard
 
 TINY = (
     "backbone.transformer.num_layers=2",
@@ -49,6 +50,19 @@ def write_checkpoint(path: Path, *overrides: str, step: int = 7, seed: int = 0) 
     identity = {name: config[name] for name in IDENTITY}
     torch.save({"dit4sr": identity, "ema": weights, "global_step": step}, path)
     return config
+
+
+def write_sharded(folder: Path, checkpoint: dict[str, Any], ranks: int) -> Path:
+    """As ``ranks`` processes would, one after the other; tensors with dimensions are split."""
+    folder.mkdir(parents=True)
+    plain, tensors = take_out(checkpoint, lambda tensor: tensor.ndim > 0)
+    shards = []
+    for rank in range(ranks):
+        spans = {name: rows_of(rank, ranks, len(tensor)) for name, tensor in tensors.items()}
+        held = {n: t[spans[n][0] : sum(spans[n])] for n, t in tensors.items()}
+        shards.append(write_shard(folder, rank, ranks, held))
+    write_index(folder, plain, {n: (t.dtype, tuple(t.shape)) for n, t in tensors.items()}, shards)
+    return folder
 
 
 def picture(height: int, width: int, seed: int) -> np.ndarray:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dit4sr.checkpoint_archive import read_archive
 from dit4sr.errors import UserError
 
 INDEX, PLAIN = "index.json", "plain.ckpt"
@@ -148,10 +148,9 @@ class ShardedFiles:
             ValueError: it is damaged, or holds more than tensors and plain values.
         """
         try:
-            return torch.load(self.folder / PLAIN, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"{PLAIN}: {reason}") from error
+            return read_archive(self.folder / PLAIN, verified=True)  # by its SHA-256, see :func:`damage`
+        except ValueError as error:
+            raise ValueError(f"{PLAIN}: {error}") from error
 
     def rows(self, name: str, start: int = 0, count: int | None = None) -> Tensor:
         """Rows of a split tensor, whoever wrote them; the whole tensor by default.
@@ -245,10 +244,7 @@ def read_sharded(folder: Path, parts: Collection[str] | None = None) -> dict[str
         unwanted = {part for part in plain if parts is not None and part not in parts and holds_mark(plain[part])}
         return {part: None if part in unwanted else put_back(plain[part], opened.rows) for part in plain}
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{folder} cannot be read as a checkpoint (incomplete, or holding more than tensors and plain values): "
-            f"{error}"
-        ) from error
+        raise UserError(f"{folder} cannot be read as a checkpoint: {error}") from error
 
 
 def holds_mark(value: Any) -> bool:

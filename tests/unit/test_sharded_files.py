@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_checkpoint import write_checkpoint
+from tiny_checkpoint import write_checkpoint, write_sharded
 
 from dit4sr.errors import UserError
 from dit4sr.models.checkpoint import load_trained, read_checkpoint
@@ -25,25 +25,9 @@ from dit4sr.sharded_files import (
     read_sharded,
     rows_of,
     shard_file,
-    take_out,
-    write_index,
-    write_shard,
 )
 from dit4sr.training.checkpoint_files import newest_valid, publish, remove, remove_partial, step_file, step_files
 from dit4sr.training.checkpoint_io import write_checkpoint as save_checkpoint
-
-
-def write_sharded(folder: Path, checkpoint: dict[str, Any], ranks: int) -> Path:
-    """As ``ranks`` processes would, one after the other; tensors with dimensions are split."""
-    folder.mkdir(parents=True)
-    plain, tensors = take_out(checkpoint, lambda tensor: tensor.ndim > 0)
-    shards = []
-    for rank in range(ranks):
-        spans = {name: rows_of(rank, ranks, len(tensor)) for name, tensor in tensors.items()}
-        held = {n: t[spans[n][0] : sum(spans[n])] for n, t in tensors.items()}
-        shards.append(write_shard(folder, rank, ranks, held))
-    write_index(folder, plain, {n: (t.dtype, tuple(t.shape)) for n, t in tensors.items()}, shards)
-    return folder
 
 
 def content() -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from dit4sr.checkpoint_archive import INSTEAD, damage, read_archive
 from dit4sr.errors import UserError
 from dit4sr.models.base import base_identity, check_same_base, resolve_backbone
 from dit4sr.models.build import Network, build_network, differing_fields
@@ -42,30 +42,30 @@ class TrainedModel:
     base: dict[str, Any] | None = None
 
 
-def read_checkpoint(path: Path, parts: Collection[str] | None = None) -> dict[str, Any]:
-    """Read a checkpoint's tensors and plain values; nothing else in it is executed or built.
+def read_checkpoint(path: Path, parts: Collection[str] | None = None, *, verified: bool = False) -> dict[str, Any]:
+    """Read a checkpoint's tensors and plain values, if every byte is as it was written.
+
+    Nothing else in it is executed or built.
 
     Args:
         path: a file, or the folder that several processes wrote.
         parts: whose tensors are wanted, such as ``ema``; the others of a folder are not read. None reads all.
+        verified: it has just been found whole (``newest_valid``): its checksums are not computed again.
 
     Raises:
         UserError: where there is none, or it is damaged, or is none of ours.
     """
     if not path.is_file() and not (path / INDEX).is_file():
         raise UserError(f"no checkpoint at {path}: train one (python train.py) or give its path (ckpt=…)")
-    try:
-        if path.is_dir():
-            checkpoint = read_sharded(path, parts)
-        else:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{path} cannot be read as a checkpoint (truncated, or holding more than tensors and plain values): "
-            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        ) from error
+    if path.is_dir():
+        if not verified and (reason := damage(path)):
+            raise UserError(f"{path} cannot be read as a checkpoint: {reason}: {INSTEAD}")
+        checkpoint = read_sharded(path, parts)
+    else:
+        try:
+            checkpoint = read_archive(path, verified=verified)
+        except ValueError as error:
+            raise UserError(f"{path} cannot be read as a checkpoint: {error}") from error
     if not isinstance(checkpoint, dict) or "dit4sr" not in checkpoint or "ema" not in checkpoint:
         raise UserError(f"{path} is not a checkpoint of dit4sr: give one that train.py wrote (checkpoints/last.ckpt)")
     return checkpoint
@@ -185,21 +185,28 @@ def newest_checkpoint(outputs: Path, model: str, backbone: str | None = None) ->
     Raises:
         UserError: where there is none.
     """
-    from omegaconf import OmegaConf
-
-    candidates = sorted(outputs.glob("**/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime, reverse=True)
+    found = [path for path in outputs.glob("**/checkpoints/last.ckpt") if path.exists()]  # links may lead nowhere
     others: list[str] = []
-    for path in candidates:
-        file = path.parent.parent / "config.yaml"
-        if not file.is_file():
+    for path in sorted(found, key=lambda p: p.stat().st_mtime, reverse=True):
+        trained = trained_by(path.parent.parent)
+        if trained is None:
             continue
-        config = OmegaConf.load(file)
-        found = (config.model.name, config.backbone.name)
-        if found[0] == model and backbone in (None, found[1]):
+        if trained[0] == model and backbone in (None, trained[1]):
             return path
-        others.append(f"model={found[0]} backbone={found[1]}")
+        others.append(f"model={trained[0]} backbone={trained[1]}")
     asked = f"model={model}" + (f" backbone={backbone}" if backbone else "")
     there = f" (there are {', '.join(dict.fromkeys(others))})" if others else ""
     raise UserError(
         f"no checkpoint of {asked} under {outputs}{there}: train one (python train.py {asked}) or give ckpt=…"
     )
+
+
+def trained_by(run: Path) -> tuple[str, str] | None:
+    """Names of the model and of the backbone that a run's config.yaml states; None where it is missing or broken."""
+    import yaml
+
+    try:
+        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        return str(config["model"]["name"]), str(config["backbone"]["name"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, yaml.YAMLError):
+        return None

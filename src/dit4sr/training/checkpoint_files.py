@@ -1,8 +1,7 @@
 """The files of a run's ``checkpoints`` folder, and which of them can be trusted.
 
-A checkpoint is the zip archive that ``torch.save`` writes; each of its members carries a CRC-32, so a truncated or
-bit-flipped file is found without a checksum file beside it. One of fully sharded training is a folder
-(:mod:`dit4sr.sharded_files`), and ``last.ckpt`` and ``best.ckpt`` are then symbolic links.
+A checkpoint is a zip archive in which damage is found (:mod:`dit4sr.checkpoint_archive`). One of fully sharded training
+is a folder (:mod:`dit4sr.sharded_files`), and ``last.ckpt`` and ``best.ckpt`` are then symbolic links.
 """
 
 from __future__ import annotations
@@ -11,11 +10,10 @@ import os
 import re
 import shutil
 import uuid
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from dit4sr.checkpoint_archive import damage
 from dit4sr.files import flush, write_atomically
 
 LAST, BEST = "last.ckpt", "best.ckpt"
@@ -39,20 +37,6 @@ def step_files(folder: Path) -> list[Path]:
         if (match := STEP_FILE.fullmatch(path.name))
     ]
     return [path for *_, path in sorted(found, reverse=True)]
-
-
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint; None where every byte that counts is as it was written."""
-    if path.is_dir():
-        from dit4sr import sharded_files  # late: it imports torch
-
-        return sharded_files.damage(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError) as error:
-        return f"it is no whole file ({error})"
-    return None if bad is None else f"its part {bad} is damaged"
 
 
 def newest_valid(folder: Path, warn: Callable[[str], None] = print) -> Path | None:

@@ -129,7 +129,7 @@ def fit(config: DictConfig, out: Path, resume: Path | None) -> Path | None:
     base = base_identity(plain["backbone"])
     saved, new_recipe = None, False
     if resume is not None:
-        read = read_checkpoint(resume, parts=())
+        read = read_checkpoint(resume, parts=(), verified=config.resume == "auto")
         saved = {"dit4sr": read["dit4sr"], "global_step": read["global_step"]}
         del read  # its weights are read again where they go
         check_same_model(resume, saved["dit4sr"], plain)

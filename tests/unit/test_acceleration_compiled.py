@@ -67,6 +67,22 @@ def test_nothing_is_compiled_again_over_the_steps(monkeypatch: pytest.MonkeyPatc
         assert compilations() == 2 * per_size, "a second size once, and the first is still there"
 
 
+@torch.no_grad()
+def test_one_network_after_the_other_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has its own sizes; torch's limits are for all of them together."""
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda m, **how: compile_module(m, **how | {"backend": "eager"}))
+    monkeypatch.setattr("dit4sr.acceleration.compiling.VERSIONS", 6)
+    sizes = [tiny_inputs(2 * n, 4, batch=1) for n in (1, 2, 3)]
+    with torch._dynamo.config.patch(recompile_limit=2, accumulated_recompile_limit=2):
+        for _ in range(4):
+            network = tiny_network(**SMALL)
+            expected = [inputs.call(network) for inputs in sizes]
+            fast = accelerate(network, replace(EXACT, compile="blocks", depth_wise="auto"))
+            for inputs, velocity in zip(sizes, expected, strict=True):
+                assert relative_error(inputs.call(fast), velocity) < 1e-4
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
 @torch.no_grad()
 def test_a_recorded_step_is_the_plain_one() -> None:

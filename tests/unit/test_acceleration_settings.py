@@ -67,6 +67,7 @@ def test_every_file_states_every_field_itself_or_through_another(name: str) -> N
             {"compile_options": {"a": 1}, "compile_mode": "max-autotune-no-cudagraphs"},
             "needs acceleration.compile_mode=",
         ),
+        ({"tiny_vae": "nowhere"}, "tiny_vae=nowhere: there is no such folder, and a hub id is organisation/name"),
         ({"speed": 11}, "missing or unknown speed"),
     ],
 )
@@ -316,7 +317,7 @@ def test_a_pipeline_is_the_same_accelerated_and_then_not_saved(tmp_path: Path) -
         fast.save_pretrained(tmp_path / "saved")
     with pytest.raises(UserError, match="acceleration=warp: choose one of compiled, cuda_graphs"):
         fast.accelerate("warp")
-    tiny = AccelerationSettings.from_config(plain_config("none") | {"tiny_vae": "somewhere"})
+    tiny = AccelerationSettings.from_config(plain_config("none") | {"tiny_vae": "some/where"})
     with pytest.raises(UserError, match="give the pipeline the tiny autoencoder itself"):
         fast.accelerate(tiny)
 

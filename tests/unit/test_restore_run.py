@@ -83,8 +83,11 @@ def test_what_is_there_is_skipped_unless_told_otherwise(
     assert restore(tmp_path / "in", tmp_path / "out", checkpoint) == 0
     assert load(tmp_path / "out" / "a.png").shape == (8, 8, 3)
     assert "1 skipped" in capsys.readouterr().out
-    # Nothing to do needs no network either.
-    assert restore(tmp_path / "in", tmp_path / "out", tmp_path / "missing.ckpt") == 0
+    # With nothing to do no network is loaded; one that is not there is told of all the same.
+    (tmp_path / "unread.ckpt").write_text("not looked into")
+    assert restore(tmp_path / "in", tmp_path / "out", tmp_path / "unread.ckpt") == 0
+    with pytest.raises(UserError, match="no checkpoint at"):
+        restore(tmp_path / "in", tmp_path / "out", tmp_path / "missing.ckpt")
     assert restore(tmp_path / "in", tmp_path / "out", checkpoint, "overwrite=true") == 0
     assert load(tmp_path / "out" / "a.png").shape == (64, 64, 3)
 

@@ -18,7 +18,7 @@ GRAPH_MODES = ("reduce-overhead", "max-autotune")
 """Modes of torch.compile that record CUDA graphs."""
 
 VERSIONS = 64
-"""So many versions of one piece of code are kept: kinds of blocks × sizes of latents × batches."""
+"""So many versions of one piece of code a network may need: kinds of blocks × sizes of latents and batches."""
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
@@ -73,7 +73,9 @@ def compile_network(network: Any, settings: AccelerationSettings) -> None:
         settings: ``compile``, ``compile_mode`` and ``compile_options``.
     """
     cache_folder().mkdir(parents=True, exist_ok=True)
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VERSIONS)
+    # Torch counts the versions of a piece of code over all networks of the process, and raises at its limit.
+    torch._dynamo.config.recompile_limit += VERSIONS
+    torch._dynamo.config.accumulated_recompile_limit += VERSIONS
     how: dict[str, Any] = {"dynamic": False, "fullgraph": True}
     how |= {"options": dict(settings.compile_options)} if settings.compile_options else {"mode": settings.compile_mode}
     if settings.compile == "step":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from dit4sr.errors import UserError
+from dit4sr.pretrained import HUB_ID
 from dit4sr.values import flag, number
 
 Compile = Literal["none", "blocks", "step"]
@@ -104,6 +105,9 @@ class AccelerationSettings:
             raise UserError(
                 "acceleration.compile_options needs acceleration.compile_mode=default: a mode is options too"
             )
+        tiny = config["tiny_vae"]
+        if tiny is not None and not Path(str(tiny)).expanduser().is_dir() and not HUB_ID.fullmatch(str(tiny)):
+            raise UserError(f"acceleration.tiny_vae={tiny}: there is no such folder, and a hub id is organisation/name")
         if config["batch_streams"] and not config["fold"]:
             raise UserError("acceleration.batch_streams=true needs acceleration.fold=true: unfolded, X and L share W")
         if config["batch_streams"] and config["quantise"] != "none":

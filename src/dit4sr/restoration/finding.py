@@ -81,7 +81,8 @@ def find_jobs(source: str, output: Path, *, recursive: bool) -> Found:
         if not single:
             hidden = any(part.startswith(".") for part in relative.parts)
             below_output = photo.resolve().is_relative_to(inside) and inside != root.resolve()
-            if hidden or below_output or photo.is_dir():
+            # A folder, a named pipe or a device is no photo; a link that leads nowhere is told of when it is read.
+            if hidden or below_output or (photo.exists() and not photo.is_file()):
                 continue
             if suffix in UNREAD_SUFFIXES:
                 unread[suffix] += 1

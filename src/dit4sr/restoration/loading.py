@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from dit4sr.models.checkpoint import (
 from dit4sr.models.dit4sr import DiT4SRTransformer2DModel
 from dit4sr.prompts import PromptSettings
 from dit4sr.prompts.settings import check_text_device
+from dit4sr.restoration.checks import check_device, check_network, check_paths, checkpoint_file
 from dit4sr.restoration.restorer import Restorer, TileSettings
 from dit4sr.restoration.weights import load_weights
 
@@ -46,6 +46,7 @@ def load_restorer(
     Raises:
         UserError: no checkpoint, an unreadable one, one of another model, or no such device.
     """
+    check_network(config)
     device = resolve_device(config["device"])
     text_device = check_text_device(config.get("text_encoder_device"))
     trained = load_model(config, explicit)
@@ -90,15 +91,9 @@ def load_model(config: Mapping[str, Any], explicit: Collection[str]) -> TrainedM
     Raises:
         UserError: see there.
     """
+    check_paths(config)
     if config.get("weights") is not None:
-        if config["ckpt"] is not None:
-            raise UserError("weights=… and ckpt=… both name a network: give one of them")
         return load_weights(config, explicit, dtype=dtype_named(config["backbone"].get("dtype")))
-    if config.get("weights_preset"):
-        raise UserError(
-            f"weights_preset={config['weights_preset']['name']} says how released weights are used: "
-            "give their folder too, weights=FOLDER"
-        )
     path = checkpoint_of(config, explicit)
     checkpoint = read_checkpoint(path)
     saved = checkpoint["dit4sr"]
@@ -140,7 +135,7 @@ def set_injection_scale(trained: TrainedModel, config: Mapping[str, Any]) -> Non
     """Set s of the LR Injection: ``injection_scale``, else the preset's, else the export's, else 1 as in training.
 
     Raises:
-        UserError: for a network without an injection, or a value that is no number.
+        UserError: for a network without an injection.
     """
     scale = config.get("injection_scale")
     if scale is None:
@@ -149,8 +144,6 @@ def set_injection_scale(trained: TrainedModel, config: Mapping[str, Any]) -> Non
         scale = trained.config.get("injection_scale")  # what an export was made with
     if scale is None:
         return
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
-        raise UserError(f"injection_scale={scale}: give a number; 1 is as in training")
     if not isinstance(trained.network, DiT4SRTransformer2DModel) or trained.network.spec.injection == "none":
         raise UserError(f"injection_scale={scale}: {trained.config['model']['name']} has no LR injection to scale")
     trained.network.lr_injection_scale = float(scale)
@@ -166,18 +159,13 @@ def sampler_for(config: Mapping[str, Any], saved: Mapping[str, Any], explicit: C
     return {**saved["sampler"], **{name: asked[name] for name in changed}}
 
 
-def checkpoint_file(path: Path) -> Path:
-    """The checkpoint itself, or the last one of a run's folder."""
-    last = path / "checkpoints" / "last.ckpt"
-    return last if last.exists() else path
-
-
 def resolve_device(name: str) -> torch.device:
     """The device of that name; ``auto`` is a GPU where there is one.
 
     Raises:
         UserError: for a device that does not exist here.
     """
+    check_device(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

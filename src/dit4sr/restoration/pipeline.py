@@ -39,6 +39,7 @@ from dit4sr.restoration.sampler_settings import SamplerSettings
 from dit4sr.restoration.upsampling import Upsampled
 from dit4sr.restoration.vae_tiling import VaeTiling
 from dit4sr.tiles import TileSettings, check_tile
+from dit4sr.values import number
 
 
 class DiT4SRPipeline(PromptEncoding, VaeTiling, DiffusionPipeline):
@@ -295,4 +296,5 @@ class DiT4SRPipeline(PromptEncoding, VaeTiling, DiffusionPipeline):
     def _set_injection_scale(self, scale: float) -> None:
         if not hasattr(self.transformer, "lr_injection_scale"):
             raise UserError(f"lr_injection_scale={scale}: {type(self.transformer).__name__} has no LR Injection")
+        number({"lr_injection_scale": scale}, "lr_injection_scale")
         self.transformer.lr_injection_scale = scale

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from dit4sr.acceleration.settings import AccelerationSettings
 from dit4sr.errors import UserError
 from dit4sr.prompts.captions import Photo, build_captions
-from dit4sr.prompts.settings import check_text_device
+from dit4sr.restoration.checks import check_network, check_paths, checkpoint_file
 from dit4sr.values import flag, number, whole_number
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ def run(config: DictConfig, explicit: Collection[str] = ()) -> int:
     check(plain)
     output = Path(str(plain["output"])).expanduser()
     check_writable(output)
+    check_paths(plain)
     captions = build_captions(plain)
 
     from dit4sr.restoration.finding import find_jobs
@@ -89,17 +89,18 @@ def check(config: Mapping[str, Any]) -> None:
     Raises:
         UserError: naming the setting.
     """
-    if config["input"] is None:
+    if config["input"] in (None, ""):
         raise UserError("say what to restore: input=<photo, folder or glob> output=<folder>")
+    if config["output"] in (None, ""):
+        raise UserError("output= is empty: give the folder of the results, output=<folder>")
     number(config, "upscale", 1)
-    number(config, "max_megapixels", 0)
+    if number(config, "max_megapixels", 0) == 0:
+        raise UserError("max_megapixels=0 leaves no result: give more, such as 500")
     whole_number(config, "seed")
     whole_number(config, "batch_size", 1)
     flag(config, "recursive")
     flag(config, "overwrite")
-    check_text_device(config.get("text_encoder_device"))
-    if config.get("acceleration") is not None:
-        AccelerationSettings.from_config(config["acceleration"])
+    check_network(config)
 
 
 def check_writable(output: Path) -> None:
@@ -120,7 +121,16 @@ def check_writable(output: Path) -> None:
 def stated_settings(config: Mapping[str, Any], explicit: Collection[str]) -> dict[str, Any]:
     """The part of what travels in a result's metadata that is known without the network."""
     sampler = {name: value for name, value in config["sampler"].items() if f"sampler.{name}" in explicit}
-    return {"sampler": sampler, "upscale": config["upscale"], "seed": config["seed"]}
+    stated: dict[str, Any] = {"sampler": sampler, "upscale": config["upscale"], "seed": config["seed"]}
+    if (network := config.get("weights") or config["ckpt"]) is not None:
+        stated["ckpt"] = str(checkpoint_file(Path(network).expanduser()))
+    if "model" in explicit:
+        stated["model"] = {"name": config["model"]["name"]}
+    if config.get("injection_scale") is not None:
+        stated["injection_scale"] = float(config["injection_scale"])
+    if any(name.split(".")[0] == "acceleration" for name in explicit):
+        stated["acceleration"] = config["acceleration"]
+    return stated
 
 
 def report(

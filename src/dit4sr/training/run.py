@@ -115,6 +115,7 @@ def fit(config: DictConfig, out: Path, resume: Path | None) -> Path | None:
     from dit4sr.prompts import PromptSettings, build_text_encoder
     from dit4sr.provenance import write_run_config
     from dit4sr.training.distributed import explained, watch_parent
+    from dit4sr.training.earlier_run import belongs_to, set_aside
     from dit4sr.training.logging import close_wandb
     from dit4sr.training.memory import MemoryReport, held, micro_batch, predict, weights_of
     from dit4sr.training.module import DiT4SRModule
@@ -146,7 +147,8 @@ def fit(config: DictConfig, out: Path, resume: Path | None) -> Path | None:
         ensure_embedded(config.paths.data)
 
     wandb_id = run_id(saved)
-    trainer = build_trainer(config, out, plain, saved, wandb_id)
+    goes_on = resume is not None and belongs_to(resume, out)
+    trainer = build_trainer(config, out, plain, saved["global_step"] if saved and goes_on else None, wandb_id)
     batch, at_once = config.data.batch_size, micro_batch(plain, trainer.world_size)
     if config.trainer.micro_batch:
         trainer.accumulate_grad_batches = max(1, batch // (trainer.world_size * at_once))
@@ -191,6 +193,9 @@ def fit(config: DictConfig, out: Path, resume: Path | None) -> Path | None:
     )  # fmt: skip
     data.start = 0 if saved is None else saved["global_step"] * batch
     if trainer.is_global_zero:
+        # The other processes look at nothing there before training begins.
+        if not goes_on and not config.debugging.fast_dev_run and (earlier := set_aside(out)):
+            print(f"a new run begins: what an earlier one has written into {out} is in {earlier} now", file=sys.stderr)
         write_run_config(out, config)
         describe(config, module, out, resume)
         print(f"peak memory of a step, predicted: {prediction.total / 2**30:.2f} GiB a device", file=sys.stderr)

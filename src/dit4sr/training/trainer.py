@@ -24,14 +24,22 @@ from dit4sr.training.validation import HeldOutValidation
 
 
 def build_trainer(
-    config: DictConfig, out: Path, plain: dict[str, Any], saved: dict[str, Any] | None, wandb_id: str
+    config: DictConfig, out: Path, plain: dict[str, Any], resume_step: int | None, wandb_id: str
 ) -> lightning.Trainer:
-    """Lightning's Trainer with this project's callbacks and loggers."""
+    """Lightning's Trainer with this project's callbacks and loggers.
+
+    Args:
+        config: configs/train.yaml, composed.
+        out: the run's folder.
+        plain: the config as plain values, with the base's own architecture.
+        resume_step: step at which the folder's run goes on; None for a new one.
+        wandb_id: the run's id in W&B.
+    """
     steps = config.trainer.max_steps
     loggers: list[Any] = []
     fast = config.debugging.fast_dev_run
     if config.logger.csv and not fast:
-        loggers.append(MetricsCSV(out / "metrics.csv", None if saved is None else saved["global_step"]))
+        loggers.append(MetricsCSV(out / "metrics.csv", resume_step))
     if not fast and (wandb := wandb_logger(plain["logger"]["wandb"], out, plain, wandb_id)):
         loggers.append(wandb)
     checkpoints = Checkpoints(

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import lightning
 import torch
+from configs import named
 from loading import data_module, shards_of_photos
 from measuring import Report
-from training import config, random_training_network
+from training_step import random_training_network
 
 from dit4sr.prompts import HashingTextEncoder
 from dit4sr.studies.counting import random_autoencoder
@@ -22,8 +23,8 @@ from dit4sr.training.trainer import build_monitor
 
 def end_to_end(report: Report, arguments: argparse.Namespace, steps: int) -> None:
     """Training by Lightning from shards: photos are read, degraded by workers and encoded; text is given."""
-    model, backbone = config("model", arguments.model), config("backbone", arguments.backbone)
-    training = config("training", arguments.backbone) | {"gradient_checkpointing": False}
+    model, backbone = named("model", arguments.model), named("backbone", arguments.backbone)
+    training = named("training", arguments.backbone) | {"gradient_checkpointing": False}
     training["compile"] = False if arguments.no_compile else "blocks"
     text, batch = backbone["text_encoder"], arguments.batch or 8
     with tempfile.TemporaryDirectory() as folder:

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from configs import named
 from measuring import Report, table
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.functional import scaled_dot_product_attention
@@ -23,7 +23,6 @@ from torch.utils._pytree import tree_leaves
 
 from dit4sr.acceleration import AccelerationSettings, accelerate
 from dit4sr.acceleration.blocks import is_block_matrix
-from dit4sr.config import config_dir
 from dit4sr.models.build import build_on_meta
 from dit4sr.models.flops import network_inputs
 from dit4sr.prompts.sd3 import WIDE
@@ -147,8 +146,7 @@ def quantised_t5(kind: str) -> str:
 
 def full_network(model: str, batch: int, settings: str) -> tuple[nn.Module, int]:
     """The accelerated network in bfloat16, and the bytes of a guided sampling of ``batch`` images of 512×512."""
-    config: Any = OmegaConf.to_container(OmegaConf.load(config_dir() / "model" / f"{model}.yaml"))
-    backbone: Any = OmegaConf.to_container(OmegaConf.load(config_dir() / "backbone" / "sd35_medium.yaml"))
+    config, backbone = named("model", model), named("backbone", "sd35_medium")
     network = accelerate(
         build_on_meta(config, backbone).eval().to(torch.bfloat16), AccelerationSettings.named(settings)
     )
@@ -233,8 +231,7 @@ def measured(model: str, device: str) -> int:
     from dit4sr.sampling import sample_euler
     from dit4sr.studies.timing import random_network
 
-    config: Any = OmegaConf.to_container(OmegaConf.load(config_dir() / "model" / f"{model}.yaml"))
-    backbone: Any = OmegaConf.to_container(OmegaConf.load(config_dir() / "backbone" / "sd35_medium.yaml"))
+    config, backbone = named("model", model), named("backbone", "sd35_medium")
     gc.collect()
     torch.cuda.empty_cache()
     with torch.inference_mode(False):

@@ -19,6 +19,7 @@ from unittest.mock import patch
 import lightning
 import numpy as np
 import torch
+from configs import named
 from lightning.pytorch.callbacks import Callback
 from measuring import Report, table
 
@@ -181,7 +182,6 @@ def profile_training(report: Report, steps: int) -> None:
 
 def profile_sampling(report: Report, side: int = 48) -> None:
     """Restore one image as the demo does, with random weights, and print the parts."""
-    from training import config  # the script's; no name clash with the package
 
     from dit4sr.autoencoders import build_autoencoder
     from dit4sr.models.build import build_network
@@ -189,8 +189,8 @@ def profile_sampling(report: Report, side: int = 48) -> None:
     from dit4sr.restoration.restorer import Restorer, TileSettings
     from dit4sr.restoration.sampler_settings import SamplerSettings
 
-    backbone, sampler = config("backbone", "nano"), config("sampler", "nano")
-    network = build_network(config("model", "dit4sr"), backbone, seed=0).eval()
+    backbone, sampler = named("backbone", "nano"), named("sampler", "nano")
+    network = build_network(named("model", "dit4sr"), backbone, seed=0).eval()
     autoencoder = build_autoencoder(backbone["autoencoder"], None)
     restorer = Restorer(
         network=network,

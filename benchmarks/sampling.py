@@ -18,15 +18,14 @@ from typing import Any
 
 import torch
 from cases import Case, case_of, psnr
+from configs import named
 from measuring import Measured, Report, add_arguments, choose_device, comparison, paired, table
-from omegaconf import OmegaConf
 from targets import STEPS, misses_its_time, of_the_targets, sum_up
 from torch import Tensor
 from tracing import cost_table
 from variants import Part, Variant, approximations, gpu_parts, narrowed, on_the_cpu, on_the_gpu, settings_named
 
 from dit4sr.acceleration import accelerate
-from dit4sr.config import config_dir
 from dit4sr.models.build import build_on_meta
 from dit4sr.models.flops import flops_of, forward_flops, network_inputs
 from dit4sr.sampling import sample_euler
@@ -277,11 +276,6 @@ def main() -> None:
             torch.cuda.empty_cache()
     sum_up(report, results, arguments, {n for n, variant in variants.items() if variant.approximate})
     report.write(arguments.out)
-
-
-def named(group: str, name: str) -> Any:
-    """A config of a group as plain values."""
-    return OmegaConf.to_container(OmegaConf.load(config_dir() / group / f"{name}.yaml"), resolve=True)
 
 
 if __name__ == "__main__":

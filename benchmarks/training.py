@@ -14,24 +14,16 @@ import argparse
 import gc
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
+from configs import named
 from measuring import Report, add_arguments, choose_device, comparison, paired, seconds_of
-from omegaconf import OmegaConf
 from tracing import trace
+from training_step import Step, random_training_network
 
-from dit4sr import flow
-from dit4sr.config import config_dir
-from dit4sr.models.attention_kernel import attention_kernel
-from dit4sr.models.base import as_arguments
-from dit4sr.models.build import Network, build_network, freeze, from_base
-from dit4sr.models.flops import network_inputs, scale_of, step_flops
+from dit4sr.models.flops import scale_of, step_flops
 from dit4sr.training.compiling import compile_network
-from dit4sr.training.ema import ExponentialMovingAverage
-from dit4sr.training.optimizers import build_optimizer, skips_on_device
 from dit4sr.training.utilisation import peak_flops
 
 COMPILING = 40.0
@@ -40,69 +32,12 @@ BY_LIGHTNING = 40.0
 """Seconds that are kept for the training by Lightning."""
 
 
-def config(group: str, name: str) -> dict[str, Any]:
-    """A file of configs, as plain values."""
-    path = config_dir() / group / f"{name}.yaml"
-    return OmegaConf.to_container(OmegaConf.load(path), resolve=True)  # type: ignore[return-value]
-
-
-def random_training_network(model: Mapping[str, Any], backbone: Mapping[str, Any], device: str) -> Network:
-    """A network as it is trained: with a pretrained base that is frozen, in bfloat16 and of random weights."""
-    if not backbone["pretrained"]:
-        return build_network(model, backbone, seed=0).to(device)
-    from diffusers import SD3Transformer2DModel
-
-    with torch.device(device), torch.no_grad():
-        base = SD3Transformer2DModel(**as_arguments(backbone["transformer"])).to(torch.bfloat16)
-        network = from_base(model, base, pretrained=True)
-    freeze(network, pretrained=True)
-    for parameter in network.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    return network.train()
-
-
-class Step:
-    """One training step of a network on latents that are there already."""
-
-    def __init__(
-        self, network: Network, backbone: Mapping[str, Any], training: Mapping[str, Any], batch: int, device: str
-    ) -> None:
-        self.network, self.device = network, device
-        self.optimizer, self.ema = build_optimizer(network, training), ExponentialMovingAverage(network, 0.999)
-        self.clip, self.half = training["gradient_clip"], "16" in training["precision"]
-        self.trained = [p for p in network.parameters() if p.requires_grad]
-        side = backbone["crop"] // scale_of(backbone)
-        self.z, self.lr, _, self.tokens, self.pooled = network_inputs(backbone, side, batch, device)
-        self.eps, self.sigma = torch.randn_like(self.z), torch.rand(batch, device=device)
-
-    def __call__(self) -> None:
-        with attention_kernel("auto", torch.device(self.device)):
-            self._step()
-
-    def _step(self) -> None:
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16) if self.half else nullcontext():
-            z_t = flow.interpolate(self.z, self.eps, self.sigma)
-            arguments = z_t, self.lr, 1000 * self.sigma, self.tokens, self.pooled
-            loss = flow.latent_loss(self.network(*arguments, return_dict=False), self.z, self.eps, self.sigma)
-        loss.backward()
-        finite = torch.isfinite(torch.nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None]))
-        if skips_on_device(self.optimizer):
-            self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
-        else:
-            assert bool(finite)
-        torch.nn.utils.clip_grad_norm_(self.trained, self.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.ema.update(self.network, 1000)
-
-
 def on_the_cpu(model: str, backbone: str, batch: int | None, compiled: bool) -> dict[str, Step]:
     """A network of its own for each variant."""
-    fields, training = config("backbone", backbone), config("training", backbone)
+    fields, training = named("backbone", backbone), named("training", backbone)
     variants = {}
     for label in ("plain", "checkpointing", *(["compiled blocks"] if compiled else [])):
-        network = random_training_network(config("model", model), fields, "cpu")
+        network = random_training_network(named("model", model), fields, "cpu")
         if label == "checkpointing":
             network.enable_gradient_checkpointing()
         compile_network(network, "blocks" if label.startswith("compiled") else False)
@@ -164,10 +99,10 @@ def warmed(
 
 def steps_table(report: Report, arguments: argparse.Namespace, until: float = float("inf")) -> Callable[[], object]:
     """Time the variants that there is time for; the fastest is returned."""
-    device, backbone = report.device, config("backbone", arguments.backbone)
+    device, backbone = report.device, named("backbone", arguments.backbone)
     if device.startswith("cuda"):
-        training = config("training", arguments.backbone)
-        network = random_training_network(config("model", arguments.model), backbone, device)
+        training = named("training", arguments.backbone)
+        network = random_training_network(named("model", arguments.model), backbone, device)
         step = Step(network, backbone, training, arguments.batch or 8, device)
         actions: Mapping[str, Callable[[], object]] = on_the_gpu(step)
         batch = len(step.z)
@@ -181,7 +116,7 @@ def steps_table(report: Report, arguments: argparse.Namespace, until: float = fl
         raise SystemExit(f"no step can be run: {missing}")
     measured = paired(actions, rounds=arguments.rounds, warm_up=0, device=device, until=until)
     side = backbone["crop"] // scale_of(backbone)
-    counted = step_flops(config("model", arguments.model), backbone, side, checkpointing=True)
+    counted = step_flops(named("model", arguments.model), backbone, side, checkpointing=True)
     half = "bf16-mixed" if device.startswith("cuda") else "32-true"
     peak = peak_flops(torch.device(device), half, arguments.peak) or float("nan")
     rate = {label: batch / (m.seconds * peak) for label, m in measured.items()}

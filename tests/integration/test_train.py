@@ -189,8 +189,8 @@ def test_every_experiment_composes_and_runs_a_step(experiment: str, data: Path, 
     composed = compose_verb("train", f"experiment={experiment}", f"paths.data={data}", "out=unused")
     OmegaConf.resolve(composed)
     config = config_of(
-        data, f"experiment={experiment}", "backbone=nano", "data=embedded", "data.workers=0", "trainer.max_steps=1",
-        "training.precision=32-true", "evaluate=false",
+        data, f"experiment={experiment}", "backbone=nano", "data=embedded", "data.shards=null", "data.workers=0",
+        "trainer.max_steps=1", "training.precision=32-true", "evaluate=false",
     )  # fmt: skip
     assert train(config, tmp_path) is not None
     assert len(losses(tmp_path)) == 1

@@ -2,6 +2,8 @@
 
 import itertools
 import multiprocessing
+import os
+import warnings
 
 import numpy as np
 import pytest
@@ -240,6 +242,21 @@ def test_the_embedded_default_needs_nothing(tmp_path):
     for pair in pairs:
         assert (pair["lq"].shape, pair["hq"].shape) == ((64, 64, 3), (256, 256, 3))
         assert pair["prompt"].endswith(".")
+
+
+def test_more_workers_than_cores_are_no_warning(shards):
+    """How many there are is the config's choice; torch would say so twice."""
+    workers = (os.cpu_count() or 1) + 1
+    sources = (SourceSettings("test", 1.0, "synthetic", tuple(Shard(str(shard)) for shard in shards)),)
+    options = {"seed": 0, "crop": 32, "batch_size": 8, "prompt_drop": 0.2, "lanes": workers, "workers": workers}
+    settings = LoaderSettings(sources=sources, preset=load_preset("dit4sr"), augmentation=PLAIN, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loader = TrainingBatches(settings)._loader()
+        loader.check_worker_number_rationality()  # as every iteration does
+        with pytest.raises(UserWarning, match="another"):
+            warnings.warn("another", stacklevel=1)
+    assert loader.num_workers == workers
 
 
 def test_own_shards(tmp_path, shards):

@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -161,3 +162,20 @@ def test_a_mixture_is_one_stream_for_any_workers_ranks_and_servers(tmp_path):
 def test_sources_that_are_wrong_are_named(changes, message):
     with pytest.raises(UserError, match=message):
         check_sources({"name": "shards", "shards": None, "sources": None, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shards": "/photos"}, "data.shards=/photos needs data=shards"),
+        ({"shards": ["data/embedded/train", "s3://a/b"]}, "data.shards=s3://a/b needs data=shards"),
+        ({"sources": [{"shards": "/photos"}]}, "data.sources needs data=shards"),
+        ({"lq": "/photos"}, "data.lq needs data=paired"),
+        ({"name": "shards", "hq": "/photos"}, "data.hq needs data=paired"),
+    ],
+)
+def test_data_that_would_not_be_trained_on_are_refused(changes, message):
+    own = {"name": "embedded", "shards": "data/embedded/train", "sources": None}
+    check_sources(own, Path("data/embedded/train"))
+    with pytest.raises(UserError, match=message):
+        check_sources({**own, **changes}, Path("data/embedded/train"))

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -21,9 +22,9 @@ from dit4sr.data.augmentation import Augmentation
 from dit4sr.data.degradations import DegradationPreset
 from dit4sr.data.reader import RawSample, ShardReader
 from dit4sr.data.remote import RemoteSettings, RemoteStore
-from dit4sr.data.samples import ENGINES, SCALE, make_sample
-from dit4sr.data.sources import SourceSettings
-from dit4sr.data.stream import ORDERS, Feed, numbered_samples
+from dit4sr.data.samples import SCALE, make_sample
+from dit4sr.data.sources import ENGINES, ORDERS, SourceSettings
+from dit4sr.data.stream import Feed, numbered_samples
 from dit4sr.data.tally import Tally
 from dit4sr.errors import UserError
 from dit4sr.helper_processes import heed_the_run_alone, start_fork_server
@@ -282,6 +283,8 @@ class TrainingBatches:
             context = start_fork_server([__name__])
         else:
             context = multiprocessing.get_context(START_METHOD)
+        # Torch counts the cores; how many workers there are is the config's choice, and they wait for disks as well.
+        warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
         batches_ahead = 4
         return DataLoader(
             TrainingPieces(s),

@@ -16,8 +16,6 @@ from dit4sr.randomness import sample_seed, uniform
 SCALE = 4
 """The degradations make the LR image this many times smaller along each side."""
 
-ENGINES = ("worker", "device")
-
 
 def make_sample(
     raw: RawSample,

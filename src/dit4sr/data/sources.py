@@ -28,11 +28,22 @@ class SourceSettings:
     prompts: bool = True
 
 
-def check_sources(data: Mapping[str, Any]) -> None:
+ORDERS = ("shuffled", "resampled", "sequential")
+"""Values of ``data.order``."""
+
+ENGINES = ("worker", "device")
+"""Values of ``data.engine``: who degrades."""
+
+NOT_OF = {"embedded": ("sources", "lq", "hq"), "shards": ("lq", "hq"), "paired_latent": ("lq", "hq")}
+"""Name of a file of configs/data → settings of other ones, which it would not look at."""
+
+
+def check_sources(data: Mapping[str, Any], embedded: Path | None = None) -> None:
     """Refuse a config that is plainly wrong, before anything heavy is imported or a server is asked.
 
     Args:
         data: the config group ``data``.
+        embedded: folder of the embedded photos' shards, where ``data.shards`` is to be no other with data=embedded.
 
     Raises:
         UserError: naming the setting, and what to do.
@@ -41,7 +52,17 @@ def check_sources(data: Mapping[str, Any]) -> None:
     if name not in NAMES:
         raise UserError(f"unknown data {name!r}: choose one of {', '.join(NAMES)}.")
     _check_codec(data)
+    for key in NOT_OF.get(name, ()):
+        if data.get(key):
+            needed = "shards" if key == "sources" else "paired"
+            raise UserError(f"data.{key} needs data={needed}: with data={name} it would not be looked at.")
     if name == "embedded":
+        own = [str(embedded)] if embedded else _places(data, "shards")
+        if others := [place for place in _places(data, "shards") if str(Path(place)) not in own]:
+            raise UserError(
+                f"data.shards={', '.join(others)} needs data=shards: data=embedded trains on the embedded photographs "
+                "(or leave data.shards out, or set it to null)."
+            )
         return
     if name == "paired" and (data.get("lq") or data.get("hq")):
         if not (data.get("lq") and data.get("hq")):

@@ -37,8 +37,6 @@ from dit4sr.randomness import numpy_generator, sample_seed
 
 T = TypeVar("T")
 
-ORDERS = ("shuffled", "resampled", "sequential")
-
 
 def stripe_count(shards: int, lanes: int) -> int:
     """Stripes to cut each shard into, so that the virtual shards are a multiple of the lanes."""

@@ -13,7 +13,8 @@ import torch
 from dit4sr.checkpoint_archive import INSTEAD, damage, read_archive
 from dit4sr.errors import UserError
 from dit4sr.models.base import base_identity, check_same_base, resolve_backbone
-from dit4sr.models.build import Network, build_network, differing_fields
+from dit4sr.models.build import Network, build_network
+from dit4sr.models.variant import differing_fields
 from dit4sr.sharded_files import INDEX, read_sharded
 
 IDENTITY = ("model", "backbone", "training", "degradation", "sampler", "data", "seed")

@@ -11,11 +11,8 @@ import torch
 from torch import nn
 
 from dit4sr.errors import UserError
+from dit4sr.training.choices import COMPILED
 from dit4sr.training.sharding import blocks_of
-
-MODES = ("blocks", "network")
-"""Values of ``training.compile`` beside false. ``blocks``: each kind of transformer block is compiled once and used for
-all of its kind; ``network``: everything between inputs and velocity in one graph, which takes longer."""
 
 
 def compile_network(network: nn.Module, mode: Any, backend: str | Callable[..., Any] = "inductor") -> None:
@@ -23,7 +20,7 @@ def compile_network(network: nn.Module, mode: Any, backend: str | Callable[..., 
 
     Args:
         network: before or after it is moved to its device; nothing is compiled until it is called.
-        mode: one of :data:`MODES`, or False.
+        mode: one of :data:`COMPILED`, or False.
         backend: of torch.compile.
 
     Raises:
@@ -31,7 +28,7 @@ def compile_network(network: nn.Module, mode: Any, backend: str | Callable[..., 
     """
     if mode is False or mode is None:
         return
-    if mode not in MODES:
+    if mode not in COMPILED:
         raise UserError(f"training.compile={mode}: choose false, blocks or network")
     if not torch.cuda.is_available() and not any(shutil.which(name) for name in ("g++", "clang++")):
         raise UserError(f"training.compile={mode} needs a C++ compiler on the CPU: install g++, or set it to false")

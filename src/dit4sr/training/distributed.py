@@ -24,10 +24,9 @@ from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy, Strategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from dit4sr.errors import REQUEUE, Preempted, RankLost, UserError
+from dit4sr.training.choices import STRATEGIES
 from dit4sr.training.memory import advice
 from dit4sr.training.requeue import LAUNCHER, LEFT, end_with, say_nothing_is_lost
-
-STRATEGIES = ("auto", "ddp", "fsdp")
 
 RUN_FOLDER = "DIT4SR_RUN_FOLDER"
 """Tells the other processes the folder, whose default name has the time in it."""

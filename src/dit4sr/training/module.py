@@ -21,13 +21,12 @@ from dit4sr.models.build import Network
 from dit4sr.prompts import TextEncoder
 from dit4sr.randomness import normal
 from dit4sr.sampling import TRAIN_TIMESTEPS
+from dit4sr.training.choices import LOSSES
 from dit4sr.training.compiling import compile_network
 from dit4sr.training.ema import ExponentialMovingAverage
 from dit4sr.training.optimizers import build_optimizer, skips_on_device
 from dit4sr.training.precomputed import embed_prompts, precompute_prompts, stored_latents
 from dit4sr.training.sharding import Sharded, shard_network, whole
-
-LOSSES = ("latent", "velocity")
 
 
 def learning_rate_factor(step: int, *, steps: int, warmup: int, schedule: str) -> float:

@@ -11,8 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from dit4sr.errors import UserError
-
-OPTIMIZERS = ("adamw", "adamw8bit", "muon")
+from dit4sr.training.choices import OPTIMIZERS
 
 
 def build_optimizer(network: nn.Module, config: Mapping[str, Any], *, scaled: bool = False) -> Optimizer:

@@ -8,6 +8,7 @@ from typing import Any
 
 from dit4sr.models.base import resolve_backbone
 from dit4sr.models.build import build_on_meta, count_parameters
+from dit4sr.training.checks import check_values
 
 GIB = 2**30
 
@@ -61,8 +62,13 @@ def print_plan(config: Mapping[str, Any]) -> None:
 
     Args:
         config: configs/train.yaml, composed and resolved.
+
+    Raises:
+        UserError: for a value that means nothing.
     """
     from dit4sr.training.memory import held, micro_batch, predict
+
+    check_values(config)
 
     # The fields are the base's own where it is on this machine; nothing is downloaded for a plan.
     training, backbone = config["training"], resolve_backbone(config["backbone"], download=False)

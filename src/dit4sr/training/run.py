@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from dit4sr.errors import REQUEUE, Preempted, RankLost, UserError
+from dit4sr.training.checks import check_devices, check_values
 from dit4sr.training.requeue import leaving_on_signals
 from dit4sr.training.resuming import check_same_run, resume_from, run_id
 from dit4sr.training.run_lock import locked
@@ -35,10 +36,11 @@ def run(config: DictConfig, explicit: set[str]) -> int:
     Raises:
         UserError: for a config or an input that the user can mend.
     """
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    check_values(plain)
     if config.plan:
         from dit4sr.training.plan import print_plan
 
-        plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
         print_plan(plain)
         return 0
     with leaving_on_signals():
@@ -81,7 +83,7 @@ def run_folder(config: DictConfig) -> Path:
     from hydra.types import RunMode
 
     sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    return Path(HydraConfig.get().runtime.output_dir if sweep else config.out)
+    return Path(HydraConfig.get().runtime.output_dir if sweep else str(config.out))
 
 
 def train(config: DictConfig, out: Path) -> Path | None:
@@ -95,7 +97,7 @@ def train(config: DictConfig, out: Path) -> Path | None:
     """
     check_inputs(config)
     with one_run(out):
-        return fit(config, out, resume_from(config.resume, out))
+        return fit(config, out, resume_from(str(config.resume), out))
 
 
 def fit(config: DictConfig, out: Path, resume: Path | None) -> Path | None:
@@ -255,13 +257,17 @@ def check_inputs(config: DictConfig) -> None:
     """Refuse what is plainly wrong before anything heavy is imported.
 
     Raises:
-        UserError: for a folder of shards, of a pretrained base or of the benchmark that is not there, or a bad seed.
+        UserError: for a value that means nothing, a folder of shards, of a pretrained base or of the benchmark that is
+            not there, or a device that is not.
     """
     from dit4sr.data.sources import check_sources
+    from dit4sr.prompts import PromptSettings
 
-    if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:  # of Lightning's seed_everything
-        raise UserError(f"seed={config.seed}: give a whole number from 0 to {2**32 - 1}")
-    check_sources(OmegaConf.to_container(config.data, resolve=True))  # type: ignore[arg-type]
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    check_values(plain)
+    check_sources(plain["data"], Path(plain["paths"]["data"]) / "embedded" / "train")
+    PromptSettings.from_config(plain.get("prompt"))
+    check_devices(plain["trainer"])
     if base := config.backbone.pretrained:
         from dit4sr.pretrained import check_local
 

@@ -37,10 +37,8 @@ from dit4sr.sharded_files import (
 )
 from dit4sr.training.checkpoint_files import publish, remove
 from dit4sr.training.checkpoint_io import cannot_be_written
+from dit4sr.training.choices import FROZEN
 from dit4sr.training.distributed import StartedHere
-
-FROZEN = ("sharded", "whole")
-"""Values of ``trainer.frozen``: what becomes of the weights that do not train."""
 
 PRECISIONS = ("32-true", "bf16-mixed")
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
+from dit4sr.errors import UserError
 from dit4sr.models.flops import TrainingFlops, scale_of, step_flops
 from dit4sr.training.callbacks import Checkpoints, StepProgress
 from dit4sr.training.checkpoint_io import AtomicCheckpointIO
@@ -34,6 +36,9 @@ def build_trainer(
         plain: the config as plain values, with the base's own architecture.
         resume_step: step at which the folder's run goes on; None for a new one.
         wandb_id: the run's id in W&B.
+
+    Raises:
+        UserError: for what Lightning refuses.
     """
     steps = config.trainer.max_steps
     loggers: list[Any] = []
@@ -69,7 +74,7 @@ def build_trainer(
         callbacks.append(StepProgress(1 if fast else steps, monitor))
     if monitor:
         callbacks.append(monitor.last)
-    return lightning.Trainer(
+    arguments: dict[str, Any] = dict(
         max_steps=steps,
         max_epochs=-1,
         accelerator=config.trainer.accelerator,
@@ -94,6 +99,10 @@ def build_trainer(
         limit_val_batches=0,
         use_distributed_sampler=False,
     )
+    try:
+        return lightning.Trainer(**arguments)
+    except MisconfigurationException as error:  # more devices than there are, say
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
 
 def build_monitor(config: Mapping[str, Any], out: Path) -> Monitor:

@@ -22,16 +22,13 @@ from omegaconf import OmegaConf
 
 from dit4sr.config import config_dir
 from dit4sr.data.degradations import load_preset
-from dit4sr.data.preparation.additions import Additions
 from dit4sr.data.preparation.listing import Listing
 from dit4sr.data.preparation.locks import hold, remove_locks
-from dit4sr.data.preparation.merging import PHOTOS, merge, read_plan, records
-from dit4sr.data.preparation.running import disk_errors, run_units
 from dit4sr.data.preparation.settings import EMBEDDED, Execution, PrepareSettings
 from dit4sr.data.preparation.sources import CORRUPT, open_source
 from dit4sr.data.shards import read_manifest
 from dit4sr.errors import UserError
-from dit4sr.files import write_atomically
+from dit4sr.files import check_folder, disk_errors, write_atomically
 
 FORMAT = 2  # of the folder and of the embedded photos' list; raised when an older folder must be made again
 LINES = 20
@@ -64,7 +61,9 @@ def prepare(cfg: Mapping[str, Any]) -> int:
     settings = PrepareSettings.from_config(cfg)
     execution = Execution.from_config(cfg)
     out = Path(cfg["out"]).expanduser() if cfg.get("out") else Path(cfg["paths"]["data"]) / settings.name
-    with disk_errors(out):
+    if read_manifest(out / "train") is None:  # else there may be nothing to write
+        check_folder(out)
+    with disk_errors(out, goes_on=True):
         return _prepare(settings, out, execution)
 
 
@@ -79,7 +78,7 @@ def ensure_embedded(data: str | Path) -> Path:
         cfg: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(config_dir() / "prepare.yaml"))  # type: ignore[assignment]
         preset = next(e["degradation"] for e in cfg["defaults"] if isinstance(e, dict) and "degradation" in e)
         settings = PrepareSettings.from_config({**cfg, "degradation": asdict(load_preset(preset))})
-        with disk_errors(out):
+        with disk_errors(out, goes_on=True):
             _prepare(settings, out, Execution(overwrite=True), wait=WAIT_FOR_EMBEDDED)
     return out
 
@@ -88,6 +87,11 @@ def _prepare(settings: PrepareSettings, out: Path, execution: Execution, *, wait
     source = open_source(settings)
     if source.holds(out):
         raise UserError(f"out={out} lies inside source={settings.source}: write the shards to another folder.")
+    # Late: these import torch, which takes seconds, and what is wrong with the settings or the source is known already.
+    from dit4sr.data.preparation.additions import Additions
+    from dit4sr.data.preparation.merging import merge, read_plan
+    from dit4sr.data.preparation.running import run_units
+
     additions = Additions(settings, execution.device)
     additions.check()
     networks = additions.identities(execution.memo)
@@ -192,6 +196,8 @@ def _differing(wanted: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
 
 def _refuse_missing(work: Path, listing: Listing) -> None:
     """Refuse to put together what is not all there."""
+    from dit4sr.data.preparation.merging import records
+
     missing = [unit.number for unit, record in records(work, listing) if record is None]
     if not missing:
         return
@@ -224,6 +230,8 @@ def _summary(manifest: Mapping[str, Any]) -> str:
 
 def _report(manifest: Mapping[str, Any], out: Path) -> int:
     """Print the skipped photos; return the exit code."""
+    from dit4sr.data.preparation.merging import PHOTOS
+
     skipped, corrupt = manifest["counts"]["skipped"], manifest["corrupt"]
     _print_skipped([(entry["name"], entry["reason"]) for entry in manifest["skipped"]], skipped, out / PHOTOS)
     if skipped:
@@ -238,6 +246,8 @@ def _report(manifest: Mapping[str, Any], out: Path) -> int:
 
 def _report_part(work: Path, listing: Listing, out: Path, execution: Execution) -> int:
     """Print what a part has done; return the exit code."""
+    from dit4sr.data.preparation.merging import records
+
     counts: Counter[str] = Counter()
     corrupt: list[tuple[str, str]] = []
     for unit, record in records(work, listing):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import multiprocessing
 import os
 import sys
@@ -10,7 +9,6 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
@@ -21,10 +19,10 @@ from dit4sr.data.preparation.listing import Listing, Unit
 from dit4sr.data.preparation.settings import Execution, PrepareSettings
 from dit4sr.data.preparation.sources import Source, open_source
 from dit4sr.errors import UserError
+from dit4sr.files import disk_errors
 
 # A fork of a process with threads can inherit a lock that nobody will ever release.
 START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run_units(work: Path, settings: PrepareSettings, source: Source, listing: Listing, execution: Execution) -> None:
@@ -43,7 +41,7 @@ def run_units(work: Path, settings: PrepareSettings, source: Source, listing: Li
         leave=False,
     )
     mine = (unit for unit in listing if unit.number in numbers)
-    with progress, disk_errors(work.parent):
+    with progress, disk_errors(work.parent, goes_on=True):
         pending = _pending(work, mine, progress)
         if execution.processes == 1:
             additions = Additions(settings, execution.device)
@@ -134,27 +132,3 @@ def _tools(settings: PrepareSettings, device: str) -> tuple[Source, Additions]:
 
 _OPENED: dict[str, tuple[Source, Additions]] = {}
 """Of a worker process, which serves one prepare."""
-
-
-@contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
-    """Say in one line that a disk is full, or that a folder cannot be written to.
-
-    Raises:
-        UserError: in place of such an error.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno in FULL:
-            raise UserError(
-                f"no space left on the disk of {folder}: make room and run the same command again, "
-                "which goes on where it stopped."
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise UserError(
-                f"{error.filename or folder} cannot be written: {error.strerror}; pass out=<folder>."
-            ) from error
-        if error.filename is not None and str(error.filename).startswith(str(folder)):
-            raise UserError(f"{error.filename}: {error.strerror}; pass another out=<folder>.") from error
-        raise

@@ -11,8 +11,9 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -23,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dit4sr.config import config_dir
 from dit4sr.errors import REQUEUE, UserError
+from dit4sr.files import disk_error, disk_errors, file_of
 from dit4sr.launching import JobNotes, note, notes, report
 
 Run = Callable[[DictConfig, set[str]], int]
@@ -40,6 +42,9 @@ VERBS = {
 
 JOBS = {"train": "dit4sr.studies.sweep_job"}
 """The same for the jobs of a multirun, where they differ."""
+
+OWN_OUT = ("prepare", "demo")
+"""Verbs that choose a folder themselves where ``out`` is null."""
 
 LAUNCHERS = ("joblib", "submitit", "ray")
 """Packages whose errors say that a job's process is lost."""
@@ -63,6 +68,10 @@ def main(verb: str) -> int:
     statuses: list[int] = []
     process = os.getpid()
     JobNotes.sweep = None
+    try:
+        refuse_empty_out(sys.argv[1:])
+    except UserError as error:
+        return complain(str(error))
 
     def task(config: DictConfig) -> int:
         started.append(True)
@@ -71,12 +80,14 @@ def main(verb: str) -> int:
         multirun = HydraConfig.get().mode == RunMode.MULTIRUN
         message = ""
         try:
-            if multirun:
-                note()
-                if verb == "evaluate":
-                    give_own_folder(config)
-            run: Run = import_module(JOBS.get(verb, VERBS[verb]) if multirun else VERBS[verb]).run
-            status = run(config, explicit_groups())
+            check_folders(verb, config)
+            with disk_errors(Path(str(config.get("output") or config.out or "."))):
+                if multirun:
+                    note()
+                    if verb == "evaluate":
+                        give_own_folder(config)
+                run: Run = import_module(JOBS.get(verb, VERBS[verb]) if multirun else VERBS[verb]).run
+                status = run(config, explicit_groups())
         except (UserError, OmegaConfBaseException) as error:
             message = " ".join(str(error).split())
             if os.getpid() != process:  # a launcher's: an exception reaches the process that waits wherever it is
@@ -111,6 +122,8 @@ def main(verb: str) -> int:
     except (ValueError, OSError) as error:
         if started:  # an error of ours, not of the command line: it is shown whole
             raise
+        if (folder := file_of(error)) and (line := disk_error(error, folder)):  # Hydra makes the run's folder
+            return complain(line)
         return complain(" ".join(str(error).split()) + f" ({command_of(verb)} --help lists what there is)")
     except KeyboardInterrupt:
         return complain("interrupted; what was written so far is kept", 130)
@@ -125,6 +138,32 @@ def main(verb: str) -> int:
         report()
         return complain("a job's process was killed, perhaps for want of memory: give the same command again", 1)
     return report() or max(statuses, default=0)
+
+
+def refuse_empty_out(arguments: Sequence[str]) -> None:
+    """Refuse ``out=`` before Hydra, which would take the working folder for it, makes the folders of a multirun.
+
+    Raises:
+        UserError: saying what to give.
+    """
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name.lstrip("+") == "out" and equals and not value.strip(" '\""):
+            raise UserError("out= is empty: give a folder, out=<folder>, or leave out= out")
+
+
+def check_folders(verb: str, config: DictConfig) -> None:
+    """Refuse an ``out`` that is no folder's name, wherever it is from, and empty ``paths``.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    if config.out is None and verb not in OWN_OUT:
+        raise UserError("out=null names no folder: give one, out=<folder>, or leave out= out")
+    paths = config.get("paths") or {}
+    for name, value in {"out": config.out, **{f"paths.{key}": value for key, value in paths.items()}}.items():
+        if isinstance(value, str) and not value.strip():
+            raise UserError(f"{name}= is empty: give a folder, {name}=<folder>, or leave {name}= out")
 
 
 def give_own_folder(config: DictConfig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Collection, Iterator, Mapping
@@ -14,6 +15,11 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from dit4sr.errors import UserError
+from dit4sr.files import check_folder, disk_errors
+from dit4sr.restoration.checks import check_paths
+from dit4sr.restoration.sampler_settings import SamplerSettings
+from dit4sr.trained_runs import check_any_network
+from dit4sr.values import flag
 
 if TYPE_CHECKING:
     from dit4sr.models.checkpoint import TrainedModel
@@ -49,18 +55,37 @@ def run(config: DictConfig, explicit: Collection[str] = ()) -> int:
         UserError: for a config or an input that the user can mend; then nothing is left behind.
     """
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    if plain["what"] not in WHAT:
-        raise UserError(f"what={plain['what']}: choose one of {', '.join(WHAT)}")
+    check(plain)
     out = Path(plain["out"]).expanduser()
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not plain["overwrite"]):
         raise UserError(f"out={out} is not empty: give another folder, or overwrite=true to replace it")
+    check_folder(out)
+    check_paths(plain)
+    check_any_network(plain)
     export = export_full if plain["what"] == "full" else export_trainable
-    with replaced(out) as folder:
+    with disk_errors(out), replaced(out) as folder:
         export(plain, explicit, folder)
     files = [path for path in sorted(out.rglob("*")) if path.is_file()]
     size = sum(path.stat().st_size for path in files)
     print(f"{plain['what']}: {len(files)} files, {size / 1e6:,.1f} MB, in {out}")
     return 0
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Refuse values that mean nothing, before anything heavy is imported.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    if config["what"] not in WHAT:
+        raise UserError(f"what={config['what']}: choose one of {', '.join(WHAT)}")
+    if not re.fullmatch(r"[1-9]\d*[TGMK]B", str(config["max_shard_size"]).upper()):
+        raise UserError(f"max_shard_size={config['max_shard_size']}: give a size such as 5GB or 500MB")
+    flag(config, "link")
+    flag(config, "overwrite")
+    SamplerSettings.from_config(config["sampler"])
+    if config["what"] == "trainable" and config["weights"] is not None:
+        raise UserError("what=trainable exports what a run of train.py trained: give ckpt=… in place of weights=…")
 
 
 @contextmanager
@@ -91,8 +116,6 @@ def export_trainable(config: Mapping[str, Any], explicit: Collection[str], folde
     from dit4sr.restoration.loading import checkpoint_of
     from dit4sr.restoration.weights import TRAINABLE
 
-    if config["weights"] is not None:
-        raise UserError("what=trainable exports what a run of train.py trained: give ckpt=… in place of weights=…")
     path = checkpoint_of(config, explicit)
     checkpoint = read_checkpoint(path, ("ema",))
     weights = {name: value.detach().contiguous() for name, value in checkpoint["ema"].items()}

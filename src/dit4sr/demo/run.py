@@ -15,8 +15,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from dit4sr.acceleration.settings import AccelerationSettings
 from dit4sr.errors import UserError
+from dit4sr.files import check_folder
+from dit4sr.prompts.captioners import CAPTIONERS
+from dit4sr.restoration.checks import check_network, check_paths
+from dit4sr.trained_runs import check_any_network
 from dit4sr.values import number, whole_number
 
 UPLOAD_LIMIT = "200mb"
@@ -80,8 +83,11 @@ def check(config: dict[str, Any]) -> None:
     number(config, "upscale", 1)
     number(config, "max_megapixels", 0)
     whole_number(config, "seed")
-    if config.get("acceleration") is not None:
-        AccelerationSettings.from_config(config["acceleration"])
+    check_network(config)
+    if config["captioner"]["name"] not in CAPTIONERS:
+        raise UserError(f"captioner.name={config['captioner']['name']!r}: choose one of {', '.join(CAPTIONERS)}")
+    if config["out"] is not None:
+        check_folder(Path(str(config["out"])).expanduser())
     port = whole_number(config, "port", 1)
     if port > 65535:
         raise UserError(f"port={port}: ports end at 65535")
@@ -96,6 +102,8 @@ def check(config: dict[str, Any]) -> None:
         raise UserError(
             f"host={config['host']} port={port} cannot be served ({error.strerror}): give another port=…"
         ) from error
+    check_paths(config)
+    check_any_network(config)
 
 
 def stay_local(uploads: Path) -> None:

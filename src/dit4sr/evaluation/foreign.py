@@ -17,11 +17,10 @@ from torch.nn import functional as F
 
 from dit4sr.errors import UserError
 from dit4sr.evaluation.benchmarks import Benchmark
+from dit4sr.evaluation.checks import check_foreign
 from dit4sr.evaluation.methods import ImageFloat, Task
 from dit4sr.images import from_hwc
 from dit4sr.tiles import ramp_weights
-
-SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -89,19 +88,8 @@ def load_foreign(config: Mapping[str, Any], benchmark: Benchmark, device: str) -
     """
     from dit4sr.restoration.loading import resolve_device
 
-    if config["path"] is None:
-        raise UserError("method=spandrel needs method.path=<checkpoint of Real-ESRGAN, SwinIR, …>")
-    path = Path(config["path"]).expanduser()
-    if not path.is_file() or path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"method.path={path}: give a checkpoint file ({', '.join(SUFFIXES)})")
-    tile, overlap = config["tile"], config["overlap"]
-    for key, value, least in (("tile", tile, 16), ("overlap", overlap, 0)):
-        if not (isinstance(value, int) and not isinstance(value, bool) and value >= least) and not (
-            key == "tile" and value is None
-        ):
-            raise UserError(f"method.{key}={value}: give a number of LR pixels, {least} or more")
-    if tile is not None and overlap >= tile:
-        raise UserError(f"method.overlap={overlap}: it must be smaller than method.tile={tile}")
+    check_foreign(config)
+    path, tile, overlap = Path(config["path"]).expanduser(), config["tile"], config["overlap"]
     model = _describe(path)
     if model.scale != benchmark.upscale and not config["resize"]:
         raise UserError(

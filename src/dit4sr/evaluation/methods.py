@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dit4sr.data.images import Image8, UnreadableImage, read_image
 from dit4sr.errors import UserError
 from dit4sr.evaluation.benchmarks import Benchmark, BenchmarkImage
+from dit4sr.evaluation.checks import refuse_name
 from dit4sr.evaluation.image_folders import image_size, match_names
 from dit4sr.images import from_hwc, upsample_bicubic
 
@@ -118,10 +119,11 @@ class Checkpoint:
 def build_method(config: dict[str, Any], benchmark: Benchmark, explicit: Collection[str]) -> Method:
     """The method that configs/evaluate.yaml asks for.
 
-    With a checkpoint, the parts ``model``, ``backbone`` and ``sampler`` of ``config`` become those used.
+    Its settings are those that :func:`dit4sr.evaluation.checks.check_method` has let pass. With a checkpoint, the parts
+    ``model``, ``backbone`` and ``sampler`` of ``config`` become those used.
 
     Raises:
-        UserError: unknown method, no checkpoint or one of another model, or images that a folder misses.
+        UserError: no checkpoint or one of another model, or images that a folder misses.
     """
     name = config["method"]["name"]
     method: Method
@@ -131,23 +133,16 @@ def build_method(config: dict[str, Any], benchmark: Benchmark, explicit: Collect
         method = _folder(config["method"], benchmark)
     elif name == "checkpoint":
         method = _checkpoint(config, benchmark, explicit)
-    elif name == "spandrel":
+    else:
         from dit4sr.evaluation.foreign import load_foreign
 
         method = load_foreign(config["method"], benchmark, config["device"])
-    else:
-        raise UserError(f"method.name={name!r}: choose checkpoint, bicubic, folder or spandrel")
-    if method.name == Bicubic().name:
-        raise UserError(f"{method.name} is the name of the baseline in every table: give method.label=<another name>")
+    refuse_name(method.name)
     return method
 
 
 def _folder(config: Mapping[str, Any], benchmark: Benchmark) -> Folder:
-    if config["path"] is None:
-        raise UserError("method=folder needs method.path=<folder of restored images>")
     folder = Path(config["path"]).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"method.path={folder} is no folder: give the one with the restored images")
     return restored_folder(folder, config["label"] or folder.resolve().name, benchmark)
 
 

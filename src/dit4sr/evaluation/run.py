@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from dit4sr.acceleration.settings import AccelerationSettings
 from dit4sr.errors import UserError
+from dit4sr.evaluation.checks import check_method, check_settings
 from dit4sr.evaluation.processes import Group, leave, peak_memory, spawn, torchrun_group
+from dit4sr.files import check_folder, disk_errors
 
 if TYPE_CHECKING:
     from dit4sr.evaluation.benchmarks import Benchmark
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 JOURNAL = "journal"
 """Folder, in the run's, of what is finished."""
-
-MOST_SEED = 2**63 - 1
 
 
 def run(config: DictConfig, explicit: Collection[str] = ()) -> int:
@@ -47,18 +45,26 @@ def run(config: DictConfig, explicit: Collection[str] = ()) -> int:
     """
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     if plain.get("report") is not None:
+        if plain["report"] == "":  # it would be the working folder
+            raise UserError("report= is empty: give the folders of evaluations, report='[outputs/a,outputs/b]'")
         from dit4sr.evaluation.reports.run import report
 
         return report(plain, explicit)
     check_settings(plain)
+    from dit4sr.evaluation.metrics import parse_names  # late: SciPy comes with it
+
+    parse_names(plain["metrics"])
     if plain["prefetch"] or plain["calibrate"]:
         return _about_metrics(plain)
     if plain["metrics_only"] and plain["method"]["name"] == "folder" and plain["method"]["path"] is not None:
         plain["metrics_only"] = False  # nothing of a folder is restored in any case
     if plain["metrics_only"]:
-        from dit4sr.evaluation.rescoring import earlier_config
+        from dit4sr.evaluation.earlier import earlier_config
 
         plain = earlier_config(plain, explicit)
+    else:
+        check_method(plain)
+    check_folder(Path(plain["out"]))
     if (group := torchrun_group()) is not None:
         try:
             return evaluate(group, plain, explicit)
@@ -73,16 +79,18 @@ def run(config: DictConfig, explicit: Collection[str] = ()) -> int:
 
 def evaluate(group: Group, config: dict[str, Any], explicit: Collection[str]) -> int:
     """Evaluate as one process of a group; see :func:`run`."""
-    from dit4sr.evaluation.metrics import parse_names
+    with disk_errors(Path(config["out"]), goes_on=True):
+        return _evaluate(group, config, explicit)
+
+
+def _evaluate(group: Group, config: dict[str, Any], explicit: Collection[str]) -> int:
     from dit4sr.evaluation.prompting import with_captions
     from dit4sr.prompts.captions import build_captions
 
     captions = build_captions(config)
-    parse_names(config["metrics"])
     # By the first process alone: it may download, unpack or make the images, or caption them.
     benchmark: Benchmark = group.first_does(lambda: find_benchmark(config, explicit, captions.fixed))
     config["out"] = group.first_does(lambda: str(config["out"]))
-    check_out(Path(config["out"]))
     if config["method"]["name"] == "checkpoint" and not config["metrics_only"]:
         benchmark = group.first_does(lambda: with_captions(benchmark, captions))
 
@@ -161,46 +169,6 @@ def find_benchmark(config: dict[str, Any], explicit: Collection[str], fixed_prom
     )
 
 
-def check_settings(config: dict[str, Any]) -> None:
-    """Refuse settings of the wrong kind; ``seeds`` becomes a list.
-
-    Raises:
-        UserError: naming the setting.
-    """
-    for name in ("samples", "batch_size", "pictures", "processes"):
-        if not _whole(config[name]) or config[name] < 1:
-            raise UserError(f"{name}={config[name]}: give 1 or more")
-    for name in ("shuffled", "metrics_only", "prefetch", "calibrate"):
-        if not isinstance(config[name], bool):
-            raise UserError(f"{name}={config[name]}: give true or false")
-    if config["resume"] not in ("auto", "never"):
-        raise UserError(f"resume={config['resume']}: choose auto or never")
-    if config.get("acceleration") is not None:  # evaluations of before there was any have none
-        AccelerationSettings.from_config(config["acceleration"])
-    if not _whole(config["seed"]) or not 0 <= config["seed"] <= MOST_SEED:
-        raise UserError(f"seed={config['seed']}: give a whole number, 0 or more")
-    seeds = config["seeds"] if isinstance(config["seeds"], list) else [config["seeds"]]
-    if config["seeds"] is None:
-        seeds = [config["seed"]]
-    if not seeds or not all(_whole(seed) and 0 <= seed <= MOST_SEED for seed in seeds) or len({*seeds}) < len(seeds):
-        raise UserError(f"seeds={config['seeds']}: give different whole numbers, such as [0,1,2]")
-    config["seeds"] = seeds
-
-
-def check_out(out: Path) -> None:
-    """Refuse a folder that cannot be written to, before anything is loaded or computed.
-
-    Raises:
-        UserError: naming it.
-    """
-    place = out.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        why = "cannot be written" if place.is_dir() else "is a file"
-        raise UserError(f"out={out}: {place} {why}: give another out=<folder>")
-
-
 def check_controls(config: dict[str, Any], benchmark: Benchmark, method: Method) -> None:
     """Refuse options that mean nothing for the method.
 
@@ -216,10 +184,6 @@ def check_controls(config: dict[str, Any], benchmark: Benchmark, method: Method)
         raise UserError(f"shuffled=true: the images of {method.name} are made already; leave it out")
     if config["shuffled"] and len(benchmark.images) < 2:
         raise UserError("shuffled=true needs a benchmark of two images or more")
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _about_metrics(config: dict[str, Any]) -> int:

@@ -58,7 +58,7 @@ bench: setup  ## Measure speed on this machine's CPU (minutes)
 # absent and cannot be had, these rows say so and the others are measured.
 bench-gpu: setup  ## Measure speed on a GPU: full-size networks with random weights
 	-$(BIN)/python -c 'import importlib.util as i, sys; sys.exit(not (i.find_spec("torchao") and i.find_spec("bitsandbytes")))' || \
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[quantise]'
+	$(BIN)/python -m pip install --retries 1 --constraint constraints.txt --editable '.[quantise]'
 	$(BIN)/python benchmarks/sampling.py --device cuda $(ARGS)
 	$(BIN)/python benchmarks/training.py --device cuda --trace outputs/training_trace.json.gz $(ARGS)
 	$(BIN)/python benchmarks/degradation.py --device cuda $(ARGS)

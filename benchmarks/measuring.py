@@ -173,6 +173,11 @@ def machine(device: str) -> str:
     return ", ".join(parts)
 
 
+def in_a_line(error: BaseException) -> str:
+    """What went wrong, for a cell of a table."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
 @dataclass
 class Report:
     """What a benchmark prints, and writes where ``--out`` asks for it.

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from cases import Case, case_of, psnr
 from configs import named
-from measuring import Measured, Report, add_arguments, choose_device, comparison, paired, table
+from measuring import Measured, Report, add_arguments, choose_device, comparison, in_a_line, paired, table
 from targets import STEPS, misses_its_time, of_the_targets, sum_up
 from torch import Tensor
 from tracing import cost_table
@@ -92,26 +92,36 @@ class Budget:
     Attributes:
         began: of the first table, by ``time.monotonic``.
         minutes: for all of them.
-        compiling: seconds that the longest row with a compiler has needed; None before there was one.
+        compiling, running: seconds that the longest row with a compiler, and without one, has needed; None before there
+            was one.
     """
 
     began: float
     minutes: float
     compiling: float | None = None
+    running: float | None = None
 
     def until(self, share: float) -> float:
         """When the tables up to this share of the time are to be done."""
         return self.began + 60 * self.minutes * share
 
+    def expected(self, variant: Variant) -> float:
+        """Seconds that a row will need, its timed rounds not counted."""
+        usual = self.compiling or COMPILING if variant.waits_for_a_compiler else self.running or 1.0
+        return usual if variant.patience is None else max(usual, variant.patience)
+
     def allows(self, variant: Variant, until: float) -> bool:
-        """Whether a row may begin."""
-        expected = (self.compiling or COMPILING) if variant.waits_for_a_compiler else 1.0
-        return time.monotonic() + expected < until
+        """Whether a row may begin: it ends in time, and a timed call of it too."""
+        return time.monotonic() + self.expected(variant) + (self.running or 0.0) < until
 
     def took(self, variant: Variant, seconds: float) -> None:
         """Learn from a row."""
+        if variant.patience is not None:
+            return
         if variant.waits_for_a_compiler:
             self.compiling = max(seconds, self.compiling or 0.0)
+        else:
+            self.running = max(seconds, self.running or 0.0)
 
 
 def network_for(variant: Variant, model: Any, backbone: Any, arguments: Any) -> Any:
@@ -172,7 +182,8 @@ def measure(
             warming = time.perf_counter()
             result = sample()
         except Exception as error:  # a variant that this machine cannot run is a row of the report, not its end
-            missing[label] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            missing[label] = in_a_line(error)
+            budget.took(variant, time.monotonic() - began)
             continue
         if on_gpu:
             torch.cuda.synchronize()
@@ -255,7 +266,7 @@ def main() -> None:
     parser.add_argument("--approximate", action="store_true", help="also what changes results, best with --ckpt")
     parser.add_argument("--peak", type=float, default=PEAK, help="operations a second of the floor (default 790e12)")
     parser.add_argument("--profile", action="store_true", help="on a GPU: show the kernels in any case")
-    parser.add_argument("--minutes", type=float, default=3.8, help="on a GPU: no row begins that would end after (3.8)")
+    parser.add_argument("--minutes", type=float, default=4.2, help="on a GPU: no row begins that would end after (4.2)")
     arguments = parser.parse_args()
     on_gpu = arguments.device != "cpu"
     choose_device(parser, arguments.device)

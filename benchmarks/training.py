@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from configs import named
-from measuring import Report, add_arguments, choose_device, comparison, paired, seconds_of
+from measuring import Report, add_arguments, choose_device, comparison, in_a_line, paired, seconds_of
 from tracing import trace
 from training_step import Step, random_training_network
 
@@ -89,8 +89,9 @@ def warmed(
         try:
             took = seconds_of(action, device)
             seconds_of(action, device)
-        except torch.OutOfMemoryError:
-            missing[label] = "does not fit the memory"
+        except Exception as error:  # what this machine cannot run is a row of the report, not its end
+            full = isinstance(error, torch.OutOfMemoryError)
+            missing[label] = "does not fit the memory" if full else in_a_line(error)
             continue
         compiling = took if compiled else compiling
         ready[label] = action

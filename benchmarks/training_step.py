@@ -48,8 +48,11 @@ class Step:
         self.eps, self.sigma = torch.randn_like(self.z), torch.rand(batch, device=device)
 
     def __call__(self) -> None:
-        with attention_kernel("auto", torch.device(self.device)):
-            self._step()
+        try:
+            with attention_kernel("auto", torch.device(self.device)):
+                self._step()
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
 
     def _step(self) -> None:
         with torch.autocast(torch.device(self.device).type, torch.bfloat16) if self.half else nullcontext():
@@ -64,5 +67,4 @@ class Step:
             assert bool(finite)
         torch.nn.utils.clip_grad_norm_(self.trained, self.clip)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.network, 1000)

@@ -83,10 +83,13 @@ def quantise_to_8_bits(module: nn.Module, kind: str, device: torch.device, wante
         quantize_,
     )
 
+    # Not with torchao's own settings of the compiler, which would hold for all that the process compiles from here on.
     if kind == "fp8":
-        config: Any = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())
+        config: Any = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)
+    elif kind == "int8_weights":
+        config = Int8WeightOnlyConfig(set_inductor_config=False)
     else:
-        config = Int8WeightOnlyConfig() if kind == "int8_weights" else Int8DynamicActivationInt8WeightConfig()
+        config = Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
     quantize_(module, config, filter_fn=lambda part, name: wanted(name, part), device=device)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config
 from tiny_acceleration import EXACT, sampled
 from tiny_sd3 import relative_error, tiny_inputs, tiny_network
 
@@ -67,6 +68,7 @@ def test_blocks_are_run_again_only_where_the_first_ones_output_has_changed() -> 
 def test_quantised_blocks_are_smaller_and_near(kind: str, bits: int, within: float) -> None:
     pytest.importorskip("bitsandbytes" if kind == "nf4" else "torchao")
     inputs = tiny_inputs()
+    compiler = torch._inductor.config.save_config_portable()
     exact = accelerate(tiny_network(**WIDE), EXACT)
     expected = inputs.call(exact)
     fast = accelerate(tiny_network(**WIDE), replace(EXACT, quantise=kind))  # type: ignore[arg-type]
@@ -81,3 +83,4 @@ def test_quantised_blocks_are_smaller_and_near(kind: str, bits: int, within: flo
         assert type(after) is not type(before)
     assert other <= matrices
     assert torch.equal(fast.proj_out.weight, exact.proj_out.weight)
+    assert torch._inductor.config.save_config_portable() == compiler, "other networks are compiled as before"

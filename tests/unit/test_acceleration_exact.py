@@ -87,6 +87,21 @@ def test_a_folded_map_is_both() -> None:
     assert torch.equal(half.weight, exact.bfloat16()), "folded in float32 and rounded once"
 
 
+@pytest.mark.parametrize("model", ["dit4sr", "sd3_controlnet"])
+@torch.no_grad()
+def test_tokens_lie_one_by_one_in_memory(model: str) -> None:
+    """What the first block is given, all that follow inherit: transposed, no kernel would read whole lines."""
+    fast = accelerate(network_of(model), EXACT)
+    seen: list[bool] = []
+    for trunk in fast.trunks:
+        for block in trunk.blocks:
+            block.register_forward_pre_hook(lambda _, given: seen.extend(x.is_contiguous() for x in given[:2]))
+    inputs = tiny_inputs(6, 10, batch=2)
+    inputs.call(fast)
+    inputs.call(fast, lr=None)
+    assert len(seen) >= 8 and all(seen)
+
+
 @torch.no_grad()
 def test_a_product_that_ends_in_a_gelu() -> None:
     """On the CPU torch's function has the exact GELU, on a GPU the tanh approximation; the product is the same."""

@@ -75,9 +75,9 @@ def test_rows_that_are_asked_for_are_in_a_table_and_tables_without_them_are_not(
     assert one.labels == ("plain", "exact, int8") and one.share == 1
     found = parts_of(variants=["fp8", "step"])
     rows = [("plain", "fp8"), ("plain", "fp8"), ("plain", "step")]
-    assert [part.labels for part in found] == rows and [part.share for part in found] == [0.4, 0.8, 1]
+    assert [part.labels for part in found] == rows and [part.share for part in found] == [0.5, 0.9, 1]
     first, second = parts_of(variants=["fp8"])
-    assert (first.share, second.share) == (0.5, 1), "what the others would take is theirs"
+    assert (first.share, second.share) == (pytest.approx(5 / 9), 1), "what the others would take is theirs"
     assert [part.labels for part in parts_of(variants=["plain"])] == [("plain",)] * len(GPU_PARTS)
     chosen = parts_of(batches=[2], approximate=True)
     assert [(part.model, part.batch) for part in chosen] == [("dit4sr", 2), ("sd3_controlnet", 2)]
@@ -182,12 +182,17 @@ def test_a_row_is_begun_where_it_is_expected_to_end_in_time() -> None:
     budget = sampling.Budget(now, 1.0)
     assert budget.until(0.5) == now + 30
     assert budget.allows(rows["exact"], now + 20) and not budget.allows(rows["compiled"], now + 20)
-    budget.took(rows["exact"], 300.0)
+    budget.took(rows["exact"], 2.0)
     budget.took(rows["compiled"], 8.0)
+    budget.took(rows["step"], 300.0)  # which no other row is like
     assert budget.allows(rows["compiled"], now + 20), "as long as the longest so far"
     budget.took(rows["cuda_graphs"], 25.0)
     budget.took(rows["compiled"], 8.0)
     assert not budget.allows(rows["compiled"], now + 20)
+    assert budget.allows(rows["compiled"], now + 30) and not budget.allows(rows["step"], now + 100)
+    assert not budget.allows(rows["plain, float32"], now + 20)
+    budget.took(rows["plain"], 25.0)
+    assert not budget.allows(rows["exact"], now + 40), "a timed call beside the first"
 
 
 def test_rows_and_tables_without_time_are_printed_as_such(monkeypatch: pytest.MonkeyPatch) -> None:

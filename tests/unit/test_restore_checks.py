@@ -16,14 +16,13 @@ from dit4sr.errors import UserError
 from dit4sr.restoration.checks import check_network, check_paths
 from dit4sr.restoration.colour import ALIGN
 from dit4sr.restoration.run import run
-from dit4sr.restoration.sampler_settings import COLOURS
+from dit4sr.restoration.sampler_settings import COLOURS, SamplerSettings
 
 REFUSED = [
     ("sampler.steps=0", "at least one step"),
     ("sampler.colour=sepia", "choose one of none, adain, wavelet"),
     ("sampler.guidance=abc", "sampler.guidance=abc: give a number"),
     ("sampler.positive_suffix=7", "sampler.positive_suffix=7: give words"),
-    ("sampler.steps=2 sampler.start=lr sampler.first_sigma=0.001", "first_sigma=0.001: it must exceed"),
     ("injection_scale=abc", "injection_scale=abc: give a number; 1 is as in training"),
     ("ckpt=nowhere", "no checkpoint at nowhere"),
     ("weights=nowhere ckpt=null", "weights=nowhere is no folder"),
@@ -51,6 +50,12 @@ def test_nothing_is_too_late_to_be_refused(tmp_path: Path, checkpoint: Path) -> 
     for overrides, words in REFUSED:
         with pytest.raises(UserError, match=words):
             run(config_of(tmp_path, checkpoint, *overrides.split()))
+
+
+def test_values_that_a_checkpoint_may_complete_are_left_to_it() -> None:
+    check_network(compose_verb("restore", "sampler.first_sigma=0.5"))
+    with pytest.raises(UserError, match="starting from noise it is 1"):
+        SamplerSettings.from_config(compose_verb("restore", "sampler.first_sigma=0.5").sampler)
 
 
 def test_it_is_said_without_torch(tmp_path: Path) -> None:

@@ -57,7 +57,8 @@ class FastControlNet(FastNetwork):
         base, control = self.base, self.control
         sizes = [sum(trunk.modulations.sizes) for trunk in self.trunks]
         of_base, of_control = modulation.split(sizes, dim=-1)
-        text, control_text = text.chunk(2, dim=-1)
+        # Contiguous as the text of later blocks is, so that these need no other code.
+        text, control_text = (part.contiguous() for part in text.chunk(2, dim=-1))
         residuals: list[Tensor] = []
         if lr is not None:
             parts = control.split(of_control)

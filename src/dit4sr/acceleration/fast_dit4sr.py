@@ -26,9 +26,10 @@ class FastDiT4SR(FastNetwork):
         super().__init__(network.config, settings)
         self.spec = network.spec
         like = network.proj_out.weight
-        self.register_buffer(
-            "scale", torch.full((), network.lr_injection_scale, device=like.device, dtype=like.dtype), persistent=False
-        )
+        # In float32 at least: s of 1.2 would be 1.203 in bfloat16.
+        exact = torch.promote_types(like.dtype, torch.float32)
+        scale = torch.full((), network.lr_injection_scale, device=like.device, dtype=exact)
+        self.register_buffer("scale", scale, persistent=False)
         self.set_scale = float(network.lr_injection_scale)
         count = len(network.transformer_blocks)
         self.trunk = Trunk(network, settings, blocks=count, ends=network.norm_out)

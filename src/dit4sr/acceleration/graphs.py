@@ -59,6 +59,10 @@ class GraphedStep:
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
         pool = next((recorded[0].pool() for recorded in self.recorded.values()), None)
+        # cuBLAS's workspace of the stream is made anew within the graph's own memory, and nobody else's afterwards: the
+        # warm-up's lies outside, where others may free it (torch.compile's own graphs do) while the graph still writes.
+        torch._C._cuda_clearCublasWorkspaces()
         with torch.cuda.graph(graph, pool=pool, stream=aside):
             result = self.run(*static, *constant)
+        torch._C._cuda_clearCublasWorkspaces()
         return graph, static, result, constant

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NoReturn
 
 import torch
@@ -140,7 +141,9 @@ class FastNetwork(nn.Module):
         grid = self.grid_of(z)
         positions = [trunk.embed.position(grid) for trunk in self.trunks]
         arguments = z, lr, text, modulation, positions, self.scale, grid
-        with attention_kernel(self.settings.attention, z.device):
+        # Triton launches on the current GPU.
+        here = torch.cuda.device(z.device) if z.is_cuda else nullcontext()
+        with here, attention_kernel(self.settings.attention, z.device):
             if self.reuse is not None:
                 return self.run(*arguments, reuse=self.reuse if alone else None)
             if self.settings.compile == "none" and not self.settings.cuda_graphs:

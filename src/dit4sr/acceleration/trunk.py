@@ -41,7 +41,8 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, latent: Tensor, position: Tensor | None) -> Tensor:
         """(B, C, H, W) → (B, K, D)."""
-        tokens = self.embed.proj(latent).flatten(2).mT
+        # Token by token in memory: all that follows inherits the order.
+        tokens = self.embed.proj(latent).flatten(2).mT.contiguous()
         return tokens if position is None else (tokens + position).to(tokens.dtype)
 
 

@@ -9,6 +9,7 @@ from dit4sr.data.degradations import DegradationPreset, degrade_batch
 from dit4sr.data.degradations.batched_resize import take
 from dit4sr.data.loading import Batch
 from dit4sr.data.samples import SCALE, margin_place
+from dit4sr.data.transfer import to_device
 from dit4sr.randomness import sample_seed
 
 
@@ -30,7 +31,7 @@ def degrade_patches(
     indices = batch["index"].tolist()
     patch = batch["patch"].float() / 255
     hq, lq = degrade_batch(patch, preset, [sample_seed(seed, i, "degradation") for i in indices], jpeg=jpeg)
-    places = torch.tensor([margin_place(seed, i, margin) for i in indices], device=hq.device)
+    places = to_device(torch.tensor([margin_place(seed, i, margin) for i in indices]), hq.device)
     rest = {key: value for key, value in batch.items() if key != "patch"}
     return rest | {
         "hq": _levels(_cut(hq, places * SCALE, crop)),

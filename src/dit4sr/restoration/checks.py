@@ -35,7 +35,7 @@ def check_network(config: Mapping[str, Any]) -> None:
         except UserError as error:
             raise UserError(f"{error}; 1 is as in training") from error
     PromptSettings.from_config(config.get("prompt"))
-    SamplerSettings.from_config(config["sampler"])
+    SamplerSettings.of_values(config["sampler"])  # a checkpoint may have others to go with them
     if config.get("acceleration") is not None:  # evaluations of before there was any have none
         AccelerationSettings.from_config(config["acceleration"])
 

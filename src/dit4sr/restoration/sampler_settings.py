@@ -33,7 +33,18 @@ class SamplerSettings:
         """Build the settings from a config group.
 
         Raises:
-            UserError: for missing or unknown fields, or a value that cannot be sampled with.
+            UserError: for missing or unknown fields, or values that cannot be sampled with.
+        """
+        settings = cls.of_values(config)
+        settings.check_together()
+        return settings
+
+    @classmethod
+    def of_values(cls, config: Mapping[str, Any]) -> Self:
+        """The same, each value looked at by itself: a verb's own may yet be joined to those of a checkpoint.
+
+        Raises:
+            UserError: for missing or unknown fields, or a value that nothing can be sampled with.
         """
         expected = {f.name for f in fields(cls)}
         given = {"guidance_interval": None, **config}  # samplers saved before there was one have none
@@ -44,11 +55,20 @@ class SamplerSettings:
         if isinstance(given["guidance_interval"], list):
             given["guidance_interval"] = tuple(given["guidance_interval"])
         settings = cls(**{str(k): v for k, v in given.items()})
-        settings.check()
+        settings.check_values()
         return settings
 
     def check(self) -> None:
         """Refuse what cannot be sampled with, before anything is computed.
+
+        Raises:
+            UserError: naming the field.
+        """
+        self.check_values()
+        self.check_together()
+
+    def check_values(self) -> None:
+        """Refuse values that mean nothing.
 
         Raises:
             UserError: naming the field.
@@ -73,12 +93,19 @@ class SamplerSettings:
             raise UserError(f"sampler.start={self.start!r}: choose noise or lr")
         if not 0 < self.first_sigma <= 1:
             raise UserError(f"sampler.first_sigma={self.first_sigma}: it lies above 0 and is at most 1")
+        if self.guidance_interval is not None:
+            check_interval(self.guidance_interval)
+
+    def check_together(self) -> None:
+        """Refuse values that do not go together.
+
+        Raises:
+            UserError: naming the field.
+        """
         if self.start == "noise" and self.first_sigma != 1:
             raise UserError(
                 f"sampler.first_sigma={self.first_sigma}: starting from noise it is 1; for less use sampler.start=lr"
             )
-        if self.guidance_interval is not None:
-            check_interval(self.guidance_interval)
         if self.first_sigma < 1:
             # Where the schedule ends is the schedule's to say.
             from dit4sr.sampling import sampling_sigmas

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 
 from dit4sr.files import write_atomically
 from dit4sr.models.flops import TrainingFlops
+from dit4sr.training.late_reads import LateReads
 from dit4sr.training.step_loss import StepLoss
 
 
@@ -60,6 +61,7 @@ class Monitor(Callback):
         self._beat = float("-inf")
         self._step_loss = StepLoss()
         self._loss: torch.Tensor | None = None
+        self._beats: LateReads[int] = LateReads()
         self._clear(0)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -89,7 +91,9 @@ class Monitor(Callback):
             self._log(trainer, pl_module, steps, float(loss))  # read: until the device is done
         if trainer.is_global_zero and self._loss is not None and now - self._beat >= self.beat_seconds:
             self._beat = now
-            self._write(trainer, **self.latest, loss=float(self._loss))
+            self._beats.add(trainer.global_step, self._loss)
+        for _, arrived in self._beats.ready():
+            self._write(trainer, **self.latest, loss=arrived)
 
     def _log(self, trainer: lightning.Trainer, module: lightning.LightningModule, steps: int, loss: float) -> None:
         whole = time.perf_counter() - self._interval_began

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dit4sr.data.degradations.batched_resize import repeated, take
 from dit4sr.data.degradations.rounding import rounded
+from dit4sr.data.transfer import to_device
 
 # ITU-T T.81, tables K.1 and K.2, row by row.
 LUMA_TABLE = (
@@ -58,7 +59,7 @@ def _dct_matrix(device: torch.device) -> Tensor:
     x = torch.arange(8, dtype=torch.float64)[None, :]
     matrix = torch.cos((2 * x + 1) * k * math.pi / 16) / 2
     matrix[0] /= math.sqrt(2)
-    return matrix.float().to(device)
+    return to_device(matrix.float(), device)
 
 
 def _requantise(plane: Tensor, table: Tensor) -> Tensor:
@@ -87,10 +88,9 @@ def jpeg_batch(image: Tensor, heights: Tensor, widths: Tensor, qualities: Sequen
     levels = rounded(image.clamp(0, 1) * 255)
     levels = take(levels, repeated(padded_height, heights), repeated(padded_width, widths))
 
-    to_ycc = torch.tensor(_TO_YCC, device=device)
-    ycc = torch.einsum("yc,bchw->byhw", to_ycc, levels)
-    ycc = rounded(ycc + torch.tensor([0.0, 128.0, 128.0], device=device)[:, None, None])
-    luma = _requantise(ycc[:, :1], quantisation_tables(qualities, LUMA_TABLE).to(device))
+    ycc = torch.einsum("yc,bchw->byhw", to_device(torch.tensor(_TO_YCC), device), levels)
+    ycc = rounded(ycc + to_device(torch.tensor([0.0, 128.0, 128.0]), device)[:, None, None])
+    luma = _requantise(ycc[:, :1], to_device(quantisation_tables(qualities, LUMA_TABLE), device))
 
     # libjpeg rounds the mean of four half down and half up in turn, so as not to drift: floor((sum + 1 or 2) / 4).
     # Of sums that are whole numbers that is the nearest number to (sum - 1/2 or + 1/2) / 4, and never a half.
@@ -99,12 +99,12 @@ def jpeg_batch(image: Tensor, heights: Tensor, widths: Tensor, qualities: Sequen
     rows = repeated(padded_height // 2, (heights + 1) // 2)
     # It pads to the right before the averaging, as above, but to the bottom after it.
     chroma = take(chroma, rows, repeated(padded_width // 2, torch.full_like(widths, padded_width // 2)))
-    chroma = _requantise(chroma, quantisation_tables(qualities, CHROMA_TABLE).to(device))
+    chroma = _requantise(chroma, to_device(quantisation_tables(qualities, CHROMA_TABLE), device))
     columns = repeated(padded_width // 2, (widths + 1) // 2)
     chroma = take(chroma, rows, columns)
     # Weights of 3/4 and 1/4 in each direction: libjpeg's "fancy" upsampling.
     chroma = rounded(F.interpolate(chroma, scale_factor=2, mode="bilinear", align_corners=False))
 
     decoded = torch.cat([luma, chroma - 128], dim=1)
-    rgb = torch.einsum("cy,byhw->bchw", torch.tensor(_TO_RGB, device=device), decoded)
+    rgb = torch.einsum("cy,byhw->bchw", to_device(torch.tensor(_TO_RGB), device), decoded)
     return rounded(rgb).clamp(0, 255)[:, :, :height, :width] / 255

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dit4sr.data.degradations.presets import RESIZE_MODES
+from dit4sr.data.transfer import to_device
 
 _CUBIC_A = -0.75  # torch's and OpenCV's cubic convolution (Keys 1981 has -1/2)
 
@@ -27,7 +28,7 @@ def resize_matrices(modes: Sequence[str], sources: Tensor, targets: Tensor, n: i
         chosen = [b for b, other in enumerate(modes) if other == mode]
         if not chosen:
             continue
-        index = torch.tensor(chosen, device=device)
+        index = to_device(torch.tensor(chosen), device)
         build = _area_matrices if mode == "area" else _taps_matrices
         matrices[index] = build(mode, sources[index], targets[index], n, m)
     return matrices

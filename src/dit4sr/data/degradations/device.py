@@ -29,6 +29,7 @@ from dit4sr.data.degradations.parameters import (
 from dit4sr.data.degradations.presets import MAX_KERNEL_SIZE, DegradationPreset, as_preset
 from dit4sr.data.degradations.rounding import to_levels
 from dit4sr.data.degradations.worker import LUMA, USM_SIZE, USM_THRESHOLD, USM_WEIGHT
+from dit4sr.data.transfer import to_device
 from dit4sr.errors import UserError
 
 
@@ -43,7 +44,7 @@ class Ragged:
 
     @classmethod
     def of(cls, pixels: Tensor, sizes: Sequence[tuple[int, int]]) -> Ragged:
-        heights, widths = torch.tensor(sizes, device=pixels.device).unbind(1)
+        heights, widths = to_device(torch.tensor(sizes), pixels.device).unbind(1)
         return cls(pixels, heights, widths, tuple(sizes))
 
 
@@ -120,9 +121,8 @@ def sharpen(image: Tensor) -> Tensor:
 def _usm_blur(image: Tensor) -> Tensor:
     b, c, h, w = image.shape
     radius = USM_SIZE // 2
-    taps = torch.from_numpy(cv2.getGaussianKernel(USM_SIZE, 0, cv2.CV_32F)).to(image.device).flatten()
-    rows = reflected(h, radius, torch.tensor([h], device=image.device)).expand(b, -1)
-    columns = reflected(w, radius, torch.tensor([w], device=image.device)).expand(b, -1)
+    taps = to_device(torch.from_numpy(cv2.getGaussianKernel(USM_SIZE, 0, cv2.CV_32F)), image.device).flatten()
+    rows, columns = (reflected(n, radius, image.new_full((1,), n, dtype=torch.int64)).expand(b, -1) for n in (h, w))
     padded = take(image, rows, columns).flatten(0, 1)[:, None]  # (B*3, 1, H+50, W+50)
     blurred = F.conv2d(F.conv2d(padded, taps.view(1, 1, -1, 1)), taps.view(1, 1, 1, -1))
     return blurred.view(b, c, h, w)
@@ -134,12 +134,12 @@ def blur(x: Ragged, parameters: Sequence[KernelParameters | None]) -> Ragged:
     if not chosen:
         return x
     kernels = torch.stack([torch.from_numpy(pad_kernel(make_kernel(p))) for p in parameters if p is not None])
-    index = torch.tensor(chosen, device=x.pixels.device)
+    index = to_device(torch.tensor(chosen), x.pixels.device)
     b, (h, w), radius = len(chosen), x.pixels.shape[2:], MAX_KERNEL_SIZE // 2
     rows = reflected(h, radius, x.heights[index])
     columns = reflected(w, radius, x.widths[index])
     padded = take(x.pixels[index], rows, columns).reshape(1, 3 * b, h + 2 * radius, w + 2 * radius)
-    weights = kernels.to(padded.device).repeat_interleave(3, dim=0)[:, None]
+    weights = to_device(kernels, padded.device).repeat_interleave(3, dim=0)[:, None]
     filtered = F.conv2d(padded, weights, groups=3 * b).view(b, 3, h, w)
     return Ragged(x.pixels.index_copy(0, index, filtered), x.heights, x.widths, x.sizes)
 
@@ -165,7 +165,7 @@ def add_noise(x: Ragged, parameters: Sequence[NoiseParameters], generators: Sequ
             shape = (1 if p.gray else 3, h, w)
             noise = torch.randn(shape, device=image.device, generator=generator)
         else:
-            luma = torch.tensor(LUMA, device=image.device)[:, None, None]
+            luma = to_device(torch.tensor(LUMA), image.device)[:, None, None]
             source = (image * luma).sum(0, keepdim=True) if p.gray else image
             noise = poisson_noise(torch.round(source.detach().clamp(0, 1) * 255), generator)
         noisy[b, :, :h, :w] = (image + p.strength * noise).clamp(0, 1)
@@ -185,6 +185,6 @@ def jpeg(x: Ragged, qualities: Sequence[int], chosen: Sequence[int], codec: Code
     """Send the chosen images of the batch through a JPEG round trip of their qualities."""
     if not chosen:
         return x
-    index = torch.tensor(list(chosen), device=x.pixels.device)
+    index = to_device(torch.tensor(list(chosen)), x.pixels.device)
     coded = codec(x.pixels[index], x.heights[index], x.widths[index], [qualities[b] for b in chosen])
     return Ragged(x.pixels.index_copy(0, index, coded), x.heights, x.widths, x.sizes)

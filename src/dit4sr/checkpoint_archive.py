@@ -25,14 +25,7 @@ ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, file or folder; None where every byte that counts is as it was written.
-
-    The bytes are streamed once.
-    """
-    if path.is_dir():
-        from dit4sr import sharded_files  # late: it imports torch
-
-        return sharded_files.damage(path)
+    """What is wrong with a file; None where every byte that counts is as it was written. They are streamed once."""
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()

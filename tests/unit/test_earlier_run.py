@@ -59,6 +59,23 @@ def test_a_run_that_begins_anew_leaves_the_earlier_one_and_goes_on_itself(
     assert steps(aside) == [1, 2, 3, 4, 5]
 
 
+def test_a_run_that_goes_back_to_an_earlier_step_goes_on_from_there(
+    embedded: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = run / "checkpoints" / "step-000000003.ckpt"
+    other = ("training.learning_rate=0.001", "resume_changes=true")
+    train(config_of(embedded, *KEEP, *other, f"resume={chosen}", "trainer.max_steps=4"), run)
+    assert f"checkpoints of later steps are in {run / 'earlier-1'} now" in capsys.readouterr().err
+    assert names(run / "earlier-1") == ["last.ckpt", "step-000000004.ckpt"]
+    assert names(run) == ["last.ckpt", "step-000000004.ckpt"] and steps(run) == [1, 2, 3, 4]
+    saved = read_checkpoint(run / "checkpoints" / "last.ckpt")
+    assert saved["dit4sr"]["training"]["learning_rate"] == 0.001
+    train(config_of(embedded, *KEEP, *other, "trainer.max_steps=5"), run)
+    assert steps(run) == [1, 2, 3, 4, 5]
+    train(config_of(embedded, *KEEP, *other, f"resume={run / 'checkpoints' / 'last.ckpt'}", "trainer.max_steps=6"), run)
+    assert not (run / "earlier-2").exists(), "nothing is later than the newest"
+
+
 def test_a_checkpoint_from_elsewhere_begins_a_new_run_too(embedded: Path, earlier: Path, run: Path) -> None:
     given = earlier / "checkpoints" / "step-000000003.ckpt"
     train(config_of(embedded, *KEEP, f"resume={given}"), run)

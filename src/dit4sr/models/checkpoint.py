@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from dit4sr.checkpoint_archive import INSTEAD, damage, read_archive
+from dit4sr.checkpoint_archive import INSTEAD, read_archive
+from dit4sr.checkpoint_damage import damage
 from dit4sr.errors import UserError
 from dit4sr.models.base import base_identity, check_same_base, resolve_backbone
 from dit4sr.models.build import Network, build_network

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from dit4sr.checkpoint_archive import damage
+from dit4sr.checkpoint_damage import damage
 from dit4sr.files import flush, write_atomically
 
 LAST, BEST = "last.ckpt", "best.ckpt"

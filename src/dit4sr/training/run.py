@@ -117,7 +117,7 @@ def fit(config: DictConfig, out: Path, resume: Path | None) -> Path | None:
     from dit4sr.prompts import PromptSettings, build_text_encoder
     from dit4sr.provenance import write_run_config
     from dit4sr.training.distributed import explained, watch_parent
-    from dit4sr.training.earlier_run import belongs_to, set_aside
+    from dit4sr.training.earlier_run import belongs_to, set_aside, set_later_aside
     from dit4sr.training.logging import close_wandb
     from dit4sr.training.memory import MemoryReport, held, micro_batch, predict, weights_of
     from dit4sr.training.module import DiT4SRModule
@@ -198,6 +198,10 @@ def fit(config: DictConfig, out: Path, resume: Path | None) -> Path | None:
         # The other processes look at nothing there before training begins.
         if not goes_on and not config.debugging.fast_dev_run and (earlier := set_aside(out)):
             print(f"a new run begins: what an earlier one has written into {out} is in {earlier} now", file=sys.stderr)
+        if goes_on and config.resume != "auto":
+            assert resume is not None and saved is not None
+            if (earlier := set_later_aside(out, resume, saved["global_step"])) is not None:
+                print(f"going on from {resume}: checkpoints of later steps are in {earlier} now", file=sys.stderr)
         write_run_config(out, config)
         describe(config, module, out, resume)
         print(f"peak memory of a step, predicted: {prediction.total / 2**30:.2f} GiB a device", file=sys.stderr)

@@ -34,7 +34,7 @@ def interpret() -> None:
             torch.manual_seed(0)
             h = torch.randn(2, images, height * width, channels).to(dtype)
             weight, bias = torch.randn(3, 3, channels).to(dtype), torch.randn(channels).to(dtype)
-            scale = torch.tensor(1.25, dtype=dtype)
+            scale = torch.tensor(1.25)
             expected, of_lr = injected(h, weight, bias, 1.25, (height, width)), h[1].clone()
             launch(inject_kernel, h, weight, bias, scale, height, width)
             error = (h[0].double() - expected).abs() / expected.abs().clamp(min=1)
@@ -59,7 +59,7 @@ def test_it_compiles_for_a_gpu(capability: int, images: int) -> None:
 
     from dit4sr.acceleration import depth_wise
 
-    signature = dict.fromkeys(("h", "weight", "bias", "scale"), "*bf16")
+    signature = dict.fromkeys(("h", "weight", "bias"), "*bf16") | {"scale": "*fp32"}
     signature |= dict.fromkeys(("images", "height", "width", "channels"), "i32")
     constants = {"rows": depth_wise.ROWS, "columns": depth_wise.COLUMNS, "lanes": depth_wise.CHANNELS}
     if images == 1:

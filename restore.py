@@ -1,5 +1,12 @@
 """Restore photos: python restore.py input=<file or folder> output=<folder> [ckpt=…]."""
 
+import sys
+from importlib.util import find_spec
+
+if find_spec("dit4sr") is None:
+    print("error: dit4sr is not installed here: make setup, then . .venv/bin/activate", file=sys.stderr)
+    sys.exit(2)
+
 from dit4sr.cli import restore_main
 
 if __name__ == "__main__":

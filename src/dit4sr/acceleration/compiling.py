@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from dit4sr.acceleration.settings import AccelerationSettings
 from dit4sr.errors import UserError
@@ -25,7 +26,8 @@ CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 def cache_folder() -> Path:
     """Where compiled code is kept between processes: TORCHINDUCTOR_CACHE_DIR, else a folder in the user's cache."""
-    if CACHE_VARIABLE not in os.environ:
+    # Torch sets the variable itself, to a folder that is lost at the next start, when some library asks for it first.
+    if os.environ.get(CACHE_VARIABLE) in (None, default_cache_dir()):
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         os.environ[CACHE_VARIABLE] = str(base / "dit4sr" / "inductor")
     return Path(os.environ[CACHE_VARIABLE])

@@ -225,6 +225,15 @@ def explained(trainer: Any) -> Iterator[None]:
         ) from error
 
 
+def leave_group() -> None:
+    """Part from the other processes at the end of a training: a group that is left to the interpreter's end has threads
+    that may still run when they are destroyed, which aborts the process after all its work is done."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def watch_parent() -> None:
     """In a process that another has started: end when that one has died."""
     parent = os.environ.get(LAUNCHER)

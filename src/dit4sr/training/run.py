@@ -116,7 +116,7 @@ def fit(config: DictConfig, out: Path, resume: Path | None) -> Path | None:
     from dit4sr.models.checkpoint import IDENTITY, check_same_model, read_checkpoint
     from dit4sr.prompts import PromptSettings, build_text_encoder
     from dit4sr.provenance import write_run_config
-    from dit4sr.training.distributed import explained, watch_parent
+    from dit4sr.training.distributed import explained, leave_group, watch_parent
     from dit4sr.training.earlier_run import belongs_to, set_aside, set_later_aside
     from dit4sr.training.logging import close_wandb
     from dit4sr.training.memory import MemoryReport, held, micro_batch, predict, weights_of
@@ -212,6 +212,7 @@ def fit(config: DictConfig, out: Path, resume: Path | None) -> Path | None:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
+    leave_group()
     close_wandb()
     if any(getattr(callback, "stopped", False) for callback in trainer.callbacks):  # type: ignore[attr-defined]
         raise Preempted

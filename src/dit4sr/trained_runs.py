@@ -25,6 +25,22 @@ def check_any_network(config: Mapping[str, Any]) -> None:
         return
     outputs, model = Path(config["paths"]["outputs"]), config["model"]["name"]
     if next(outputs.glob("**/checkpoints/last.ckpt"), None) is None:
-        raise UserError(
-            f"no checkpoint of model={model} under {outputs}: train one (python train.py model={model}) or give ckpt=…"
-        )
+        raise none_of(f"model={model}", outputs)
+
+
+def none_at(path: object) -> UserError:
+    """What is said of a checkpoint that is not there."""
+    return UserError(f"no checkpoint at {path}: train one (python train.py) or give its path (ckpt=…)")
+
+
+def none_of(asked: str, outputs: Path, there: str = "") -> UserError:
+    """What is said where no run has left a checkpoint.
+
+    Args:
+        asked: the settings that it should have, such as ``model=variant_b``.
+        outputs: where it was looked for.
+        there: what was found instead.
+    """
+    return UserError(
+        f"no checkpoint of {asked} under {outputs}{there}: train one (python train.py {asked}) or give ckpt=…"
+    )

@@ -17,6 +17,7 @@ from dit4sr.models.base import base_identity, check_same_base, resolve_backbone
 from dit4sr.models.build import Network, build_network
 from dit4sr.models.variant import differing_fields
 from dit4sr.sharded_files import INDEX, read_sharded
+from dit4sr.trained_runs import none_at, none_of
 
 IDENTITY = ("model", "backbone", "training", "degradation", "sampler", "data", "seed")
 """The parts of a run's config that its checkpoints carry; beside them, under ``base``, the frozen base's identity."""
@@ -58,7 +59,7 @@ def read_checkpoint(path: Path, parts: Collection[str] | None = None, *, verifie
         UserError: where there is none, or it is damaged, or is none of ours.
     """
     if not path.is_file() and not (path / INDEX).is_file():
-        raise UserError(f"no checkpoint at {path}: train one (python train.py) or give its path (ckpt=…)")
+        raise none_at(path)
     if path.is_dir():
         if not verified and (reason := damage(path)):
             raise UserError(f"{path} cannot be read as a checkpoint: {reason}: {INSTEAD}")
@@ -198,9 +199,7 @@ def newest_checkpoint(outputs: Path, model: str, backbone: str | None = None) ->
         others.append(f"model={trained[0]} backbone={trained[1]}")
     asked = f"model={model}" + (f" backbone={backbone}" if backbone else "")
     there = f" (there are {', '.join(dict.fromkeys(others))})" if others else ""
-    raise UserError(
-        f"no checkpoint of {asked} under {outputs}{there}: train one (python train.py {asked}) or give ckpt=…"
-    )
+    raise none_of(asked, outputs, there)
 
 
 def trained_by(run: Path) -> tuple[str, str] | None:

@@ -13,6 +13,7 @@ from dit4sr.acceleration.settings import AccelerationSettings
 from dit4sr.errors import UserError
 from dit4sr.prompts.settings import PromptSettings, check_text_device
 from dit4sr.restoration.sampler_settings import SamplerSettings
+from dit4sr.trained_runs import none_at
 from dit4sr.values import number
 
 DEVICES = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d+)?")
@@ -66,7 +67,7 @@ def check_paths(config: Mapping[str, Any]) -> None:
     if weights is not None and not Path(str(weights)).expanduser().is_dir():
         raise UserError(f"weights={weights} is no folder: give that of released weights, or what export wrote")
     if ckpt is not None and not Path(str(ckpt)).expanduser().exists():
-        raise UserError(f"no checkpoint at {ckpt}: train one (python train.py) or give its path (ckpt=…)")
+        raise none_at(ckpt)
 
 
 def checkpoint_file(path: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,20 +11,24 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 Plan = Callable[[int, str], str]
-"""(number of the request from 1, path) → "serve", "refuse" (503), "cut" (half of the body, then closed) or "fail": cut
-where there is a body and no more were cut than refused before, else refused."""
+"""(number from 1 among the requests of its method, path) → "serve", "refuse" (503) or "cut" (half of the body, then
+closed; a HEAD, which has no body, is refused). The methods are counted apart because several workers mix them in any
+order: what fails would else be chance."""
 
 
 def one_in_ten(number: int, path: str) -> str:
-    """Every tenth request fails, about half of these by a cut."""
-    return "fail" if number % 10 == 7 else "serve"
+    """Of each method every tenth request fails, the 7th by a cut, the 17th refused, and so on in turn."""
+    if number % 10 != 7:
+        return "serve"
+    return "cut" if number % 20 == 7 else "refuse"
 
 
 @dataclass
 class Log:
-    """What the server has done: paths asked for, and of these refused and cut."""
+    """What the server has done: requests of each method, paths asked for, and of these refused and cut."""
 
     url: str = ""
+    methods: Counter[str] = field(default_factory=Counter)
     asked: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     cut: list[str] = field(default_factory=list)
@@ -44,9 +49,8 @@ def serving(folder: Path, plan: Plan = lambda number, path: "serve", *, ranges: 
         def answer(self, *, body: bool) -> None:
             with lock:
                 log.asked.append(self.path)
-                what = plan(len(log.asked), self.path)
-                if what == "fail":
-                    what = "cut" if len(log.cut) <= len(log.refused) else "refuse"
+                log.methods[self.command] += 1
+                what = plan(log.methods[self.command], self.path)
                 if what == "refuse" or (what == "cut" and not body):
                     log.refused.append(self.path)
                 elif what == "cut":

@@ -193,7 +193,9 @@ def _stack(samples: list[dict[str, Any]]) -> Batch:
         if key in LISTS:
             batch[key] = values
         elif isinstance(value, np.ndarray):
-            batch[key] = torch.from_numpy(np.stack(values))
+            # Images arrive as transposed views: without a layout of their own the batch's would depend on the number of
+            # workers, and with it the order in which a convolution rounds.
+            batch[key] = torch.from_numpy(np.ascontiguousarray(np.stack(values)))
         else:
             batch[key] = torch.tensor(values)
     return batch

@@ -18,7 +18,7 @@ from dit4sr.errors import UserError
 from dit4sr.files import check_folder, disk_errors
 from dit4sr.restoration.checks import check_paths
 from dit4sr.restoration.sampler_settings import SamplerSettings
-from dit4sr.trained_runs import check_any_network
+from dit4sr.trained_runs import check_any_network, checkpoint_of
 from dit4sr.values import flag
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def run(config: DictConfig, explicit: Collection[str] = ()) -> int:
         raise UserError(f"out={out} is not empty: give another folder, or overwrite=true to replace it")
     check_folder(out)
     check_paths(plain)
-    check_any_network(plain)
+    check_any_network(plain, explicit)
     export = export_full if plain["what"] == "full" else export_trainable
     with disk_errors(out), replaced(out) as folder:
         export(plain, explicit, folder)
@@ -113,7 +113,6 @@ def export_trainable(config: Mapping[str, Any], explicit: Collection[str], folde
     from safetensors.torch import save_file
 
     from dit4sr.models.checkpoint import read_checkpoint
-    from dit4sr.restoration.loading import checkpoint_of
     from dit4sr.restoration.weights import TRAINABLE
 
     path = checkpoint_of(config, explicit)

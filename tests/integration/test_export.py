@@ -24,8 +24,9 @@ from dit4sr.errors import UserError
 from dit4sr.evaluation.run import run as evaluate
 from dit4sr.models import DiT4SRTransformer2DModel, load_pretrained_base
 from dit4sr.models.build import build_on_meta, count_parameters
-from dit4sr.models.checkpoint import newest_checkpoint, read_checkpoint
+from dit4sr.models.checkpoint import read_checkpoint
 from dit4sr.restoration.loading import load_restorer
+from dit4sr.trained_runs import newest_checkpoint
 from dit4sr.training.plan import plan_memory
 from dit4sr.training.run import train
 

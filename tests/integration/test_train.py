@@ -15,7 +15,8 @@ from tiny_checkpoint import TINY, compose_verb
 
 from dit4sr.config import config_dir
 from dit4sr.errors import UserError
-from dit4sr.models.checkpoint import load_trained, newest_checkpoint, read_checkpoint
+from dit4sr.models.checkpoint import load_trained, read_checkpoint
+from dit4sr.trained_runs import newest_checkpoint
 from dit4sr.training.run import train
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,8 @@ import torch
 from tiny_checkpoint import write_checkpoint, write_sharded
 
 from dit4sr.errors import UserError
-from dit4sr.models.checkpoint import load_trained, newest_checkpoint, read_checkpoint
+from dit4sr.models.checkpoint import load_trained, read_checkpoint
+from dit4sr.trained_runs import newest_checkpoint
 
 
 def flip(path: Path, at: bytes) -> None:

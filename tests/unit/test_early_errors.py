@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tiny_checkpoint import compose_verb
 
 from dit4sr.cli import check_folders, refuse_empty_out
@@ -58,6 +59,23 @@ def test_it_is_said_without_torch(tmp_path: Path, verb: str, overrides: str, wor
     assert done.stdout.strip() == "2 []", (done.stdout, done.stderr)
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ") and words in line
+    assert not list(tmp_path.iterdir())  # no folder of a run that has not been
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "restore", "export"])
+def test_that_only_other_networks_are_there_is_said_without_torch(tmp_path: Path, verb: str) -> None:
+    run_of = tmp_path / "outputs" / "a"
+    (run_of / "checkpoints").mkdir(parents=True)
+    (run_of / "checkpoints" / "last.ckpt").touch()
+    (run_of / "config.yaml").write_text("model: {name: variant_b}\nbackbone: {name: nano}\n")
+    Image.new("RGB", (16, 16)).save(tmp_path / "photo.png")
+    given = ["input=photo.png", "output=restored"] if verb == "restore" else []
+    for asked in ([], ["model=variant_b", "backbone=small"]):
+        done = run(tmp_path, verb, *given, *asked)
+        assert done.stdout.strip() == "2 []", (done.stdout, done.stderr)
+        name = " ".join(asked or ["model=dit4sr"])
+        assert f"error: no checkpoint of {name} under" in done.stderr
+        assert "(there are model=variant_b backbone=nano)" in done.stderr
 
 
 def test_the_demo_says_it_without_torch_or_gradio(tmp_path: Path) -> None:

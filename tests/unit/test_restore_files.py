@@ -111,7 +111,7 @@ def test_a_folder_in_a_result_s_place_fails_that_photo_alone(
 
 def test_an_output_below_a_file_is_refused(tmp_path: Path, checkpoint: Path) -> None:
     save(tmp_path / "in" / "a.png", picture(16, 16, 0))
-    with pytest.raises(UserError, match=r"a\.png is a file: give a folder"):
+    with pytest.raises(UserError, match=r"a\.png is a file: give another output=<folder>"):
         restore(tmp_path / "in", tmp_path / "in" / "a.png" / "deep", checkpoint)
 
 
@@ -132,7 +132,7 @@ def test_a_full_disk_keeps_what_is_done(
 def test_a_disk_that_cannot_be_written_is_refused_at_once(tmp_path: Path, small_disk: Path) -> None:
     save(tmp_path / "in" / "a.png", picture(16, 16, 0))
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    with pytest.raises(UserError, match="cannot be written to: give another folder"):
+    with pytest.raises(UserError, match="cannot be written to: give another output=<folder>"):
         restore(tmp_path / "in", small_disk / "out", tmp_path / "no checkpoint is looked for")
 
 

@@ -36,7 +36,7 @@ def run(config: DictConfig, explicit: Collection[str] = ()) -> int:
         UserError: for a config that the user can mend, Gradio that is not installed, or a port that is taken.
     """
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    check(plain)
+    check(plain, explicit)
 
     # Being terminated is Ctrl-C, so that nothing of the visitors' stays behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -74,7 +74,7 @@ def run(config: DictConfig, explicit: Collection[str] = ()) -> int:
     return 0
 
 
-def check(config: dict[str, Any]) -> None:
+def check(config: dict[str, Any], explicit: Collection[str]) -> None:
     """Refuse what cannot be served, before anything heavy is imported.
 
     Raises:
@@ -103,7 +103,7 @@ def check(config: dict[str, Any]) -> None:
             f"host={config['host']} port={port} cannot be served ({error.strerror}): give another port=…"
         ) from error
     check_paths(config)
-    check_any_network(config)
+    check_any_network(config, explicit)
 
 
 def stay_local(uploads: Path) -> None:

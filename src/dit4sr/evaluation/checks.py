@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,12 @@ def check_settings(config: dict[str, Any]) -> None:
     config["seeds"] = seeds
 
 
-def check_method(config: Mapping[str, Any]) -> None:
+def check_method(config: Mapping[str, Any], explicit: Collection[str]) -> None:
     """Refuse a method that cannot be, or whose files are not there.
 
     Args:
         config: configs/evaluate.yaml as plain values.
+        explicit: names of the settings that the command line set.
 
     Raises:
         UserError: naming the setting.
@@ -64,7 +65,7 @@ def check_method(config: Mapping[str, Any]) -> None:
     if method["name"] == "checkpoint":
         check_network(config)
         check_paths(config)
-        check_any_network(config)
+        check_any_network(config, explicit)
     elif method["name"] == "folder":
         check_restored(method)
     elif method["name"] == "spandrel":

@@ -63,7 +63,7 @@ def run(config: DictConfig, explicit: Collection[str] = ()) -> int:
 
         plain = earlier_config(plain, explicit)
     else:
-        check_method(plain)
+        check_method(plain, explicit)
     check_folder(Path(plain["out"]))
     if (group := torchrun_group()) is not None:
         try:

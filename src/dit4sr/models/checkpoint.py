@@ -17,7 +17,7 @@ from dit4sr.models.base import base_identity, check_same_base, resolve_backbone
 from dit4sr.models.build import Network, build_network
 from dit4sr.models.variant import differing_fields
 from dit4sr.sharded_files import INDEX, read_sharded
-from dit4sr.trained_runs import none_at, none_of
+from dit4sr.trained_runs import none_at
 
 IDENTITY = ("model", "backbone", "training", "degradation", "sampler", "data", "seed")
 """The parts of a run's config that its checkpoints carry; beside them, under ``base``, the frozen base's identity."""
@@ -175,39 +175,3 @@ def find_base(path: Path, saved: str, given: str | None) -> str:
         f"{path} was trained on the base at {saved}, which is not here: set backbone.pretrained=FOLDER (or "
         f"{BASE_VARIABLE}=FOLDER) to the same base on this machine"
     )
-
-
-def newest_checkpoint(outputs: Path, model: str, backbone: str | None = None) -> Path:
-    """The newest ``checkpoints/last.ckpt`` under ``outputs`` whose run trained ``model``.
-
-    Args:
-        outputs: a folder with run folders, at any depth.
-        model: name of the model.
-        backbone: name of the backbone too; None takes any.
-
-    Raises:
-        UserError: where there is none.
-    """
-    found = [path for path in outputs.glob("**/checkpoints/last.ckpt") if path.exists()]  # links may lead nowhere
-    others: list[str] = []
-    for path in sorted(found, key=lambda p: p.stat().st_mtime, reverse=True):
-        trained = trained_by(path.parent.parent)
-        if trained is None:
-            continue
-        if trained[0] == model and backbone in (None, trained[1]):
-            return path
-        others.append(f"model={trained[0]} backbone={trained[1]}")
-    asked = f"model={model}" + (f" backbone={backbone}" if backbone else "")
-    there = f" (there are {', '.join(dict.fromkeys(others))})" if others else ""
-    raise none_of(asked, outputs, there)
-
-
-def trained_by(run: Path) -> tuple[str, str] | None:
-    """Names of the model and of the backbone that a run's config.yaml states; None where it is missing or broken."""
-    import yaml
-
-    try:
-        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-        return str(config["model"]["name"]), str(config["backbone"]["name"])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, yaml.YAMLError):
-        return None

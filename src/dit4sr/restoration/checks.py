@@ -68,9 +68,3 @@ def check_paths(config: Mapping[str, Any]) -> None:
         raise UserError(f"weights={weights} is no folder: give that of released weights, or what export wrote")
     if ckpt is not None and not Path(str(ckpt)).expanduser().exists():
         raise none_at(ckpt)
-
-
-def checkpoint_file(path: Path) -> Path:
-    """The checkpoint itself, or the last one of a run's folder."""
-    last = path / "checkpoints" / "last.ckpt"
-    return last if last.exists() else path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,19 +12,14 @@ from dit4sr.acceleration import AccelerationSettings, accelerate
 from dit4sr.acceleration.autoencoder import accelerate_autoencoder
 from dit4sr.errors import UserError
 from dit4sr.models.base import dtype_named
-from dit4sr.models.checkpoint import (
-    TrainedModel,
-    check_same_model,
-    newest_checkpoint,
-    read_checkpoint,
-    restore_trained,
-)
+from dit4sr.models.checkpoint import TrainedModel, check_same_model, read_checkpoint, restore_trained
 from dit4sr.models.dit4sr import DiT4SRTransformer2DModel
 from dit4sr.prompts import PromptSettings
 from dit4sr.prompts.settings import check_text_device
-from dit4sr.restoration.checks import check_device, check_network, check_paths, checkpoint_file
+from dit4sr.restoration.checks import check_device, check_network, check_paths
 from dit4sr.restoration.restorer import Restorer, TileSettings
 from dit4sr.restoration.weights import load_weights
+from dit4sr.trained_runs import checkpoint_of
 
 
 def load_restorer(
@@ -117,18 +111,6 @@ def load_model(config: Mapping[str, Any], explicit: Collection[str]) -> TrainedM
         pretrained=config["backbone"]["pretrained"] if "backbone.pretrained" in explicit else None,
         dtype=dtype_named(backbone.get("dtype")),
     )
-
-
-def checkpoint_of(config: Mapping[str, Any], explicit: Collection[str]) -> Path:
-    """The checkpoint ``ckpt``, else the newest of the model, and of the backbone if the command line names one.
-
-    Raises:
-        UserError: where there is none of them.
-    """
-    if config["ckpt"] is not None:
-        return checkpoint_file(Path(config["ckpt"]).expanduser())
-    backbone = config["backbone"]["name"] if "backbone" in explicit else None
-    return newest_checkpoint(Path(config["paths"]["outputs"]), config["model"]["name"], backbone)
 
 
 def set_injection_scale(trained: TrainedModel, config: Mapping[str, Any]) -> None:

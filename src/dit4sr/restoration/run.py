@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from dit4sr.errors import UserError
+from dit4sr.files import check_folder
 from dit4sr.prompts.captions import Photo, build_captions
-from dit4sr.restoration.checks import check_network, check_paths, checkpoint_file
+from dit4sr.restoration.checks import check_network, check_paths
+from dit4sr.trained_runs import check_any_network, checkpoint_file
 from dit4sr.values import flag, number, whole_number
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def run(config: DictConfig, explicit: Collection[str] = ()) -> int:
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     check(plain)
     output = Path(str(plain["output"])).expanduser()
-    check_writable(output)
+    check_folder(output, "output")
     check_paths(plain)
     captions = build_captions(plain)
 
@@ -51,6 +52,7 @@ def run(config: DictConfig, explicit: Collection[str] = ()) -> int:
     if not todo:
         report(output, wanted, skipped=skipped, unread=found.unread)
         return 0
+    check_any_network(plain, explicit)
 
     from dit4sr.restoration.batches import Limits, Outcome, Unwritable, restore_all
     from dit4sr.restoration.loading import load_restorer
@@ -101,21 +103,6 @@ def check(config: Mapping[str, Any]) -> None:
     flag(config, "recursive")
     flag(config, "overwrite")
     check_network(config)
-
-
-def check_writable(output: Path) -> None:
-    """Refuse a folder that cannot be made or written to, before hours are spent on what would go there.
-
-    Raises:
-        UserError: saying why.
-    """
-    there = output
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    if not there.is_dir():
-        raise UserError(f"output={output}: {there} is a file: give a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"output={output}: {there} cannot be written to: give another folder")
 
 
 def stated_settings(config: Mapping[str, Any], explicit: Collection[str]) -> dict[str, Any]:

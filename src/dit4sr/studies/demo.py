@@ -49,17 +49,17 @@ def main() -> int:
             print(f"the demo stopped at {verb}.py, exit status {status}", file=sys.stderr)
             return status
         print(f"({time.monotonic() - stage_began:.0f} s)", flush=True)
-    print(closing_words(out, time.monotonic() - began))
+    print(closing_words(out, samples, time.monotonic() - began))
     return 0
 
 
-def closing_words(out: Path, seconds: float) -> str:
+def closing_words(out: Path, samples: int, seconds: float) -> str:
     """How to read the table, where the picture is, and what to try next."""
     return f"""
 Done in {seconds / 60:.1f} minutes. How to read the table:
   bicubic              the input, upsampled: smooth, so PSNR flatters it; its gradient energy shows the blur
   dit4sr               one sample from the posterior: sharper, and a sample always costs PSNR
-  dit4sr (mean of 8)   the average of {SAMPLES} samples approaches the posterior's mean: the fidelity it has learned
+  dit4sr (mean of {samples})   the average of {samples} samples approaches the posterior's mean: the fidelity it has learned
   dit4sr (shuffled LR) the same network given another photo's LR: what it loses is what it took from the LR
 The picture: {out}/evaluation/comparison.png
 

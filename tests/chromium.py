@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+PATIENCE = 120_000
+"""Milliseconds; a busy machine is slow, a broken page says nothing at all."""
+
 REQUIRED = os.environ.get("DIT4SR_REQUIRE_BROWSER") == "1"
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = [
@@ -45,6 +48,6 @@ def launched() -> Iterator[Any]:
         assert not REQUIRED, "DIT4SR_REQUIRE_BROWSER=1, and there is no Chromium: install it, or set DIT4SR_CHROMIUM"
         pytest.skip("no Chromium here")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=program, args=FLAGS, timeout=PATIENCE)
         yield browser
         browser.close()

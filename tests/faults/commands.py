@@ -45,7 +45,7 @@ def start(
     )
 
 
-def finish(process: subprocess.Popen[str], seconds: float = 180) -> tuple[int, str]:
+def finish(process: subprocess.Popen[str], seconds: float = 600) -> tuple[int, str]:
     """Wait for the end: exit status and all that was printed; what still runs then is killed."""
     try:
         out, error = process.communicate(timeout=seconds)

@@ -18,6 +18,8 @@ from tiny_checkpoint import compose_verb
 
 from dit4sr.studies.sweep_job import has_result
 
+pytestmark = pytest.mark.timeout(1500)  # up to six starts of two processes, each of which imports torch
+
 
 def losses(out: Path) -> dict[int, float]:
     return {step: float(loss) for step, loss in rows(out).items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -38,11 +39,14 @@ def test_loggers_of_before_still_speak(
 
 def printed(folder: Path, *arguments: str) -> list[str]:
     command = [sys.executable, str(ROOT / "train.py"), *TINY, "plan=true", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    # Unbuffered, Python writes a line and its end one after the other, and processes at once write into each other's.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=environment)
     assert done.returncode == 0 and not done.stderr, done.stderr
     return done.stdout.splitlines()
 
 
+@pytest.mark.timeout(900)  # six processes that import torch, of which a busy machine runs few at once
 def test_a_multirun_prints_what_its_jobs_print(tmp_path: Path) -> None:
     """Hydra and its launchers have nothing to say, and libraries neither."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")

@@ -9,6 +9,7 @@ from typing import Any
 
 import chromium
 import pytest
+from chromium import PATIENCE
 
 chromium.need("fastapi", "playwright")
 
@@ -16,7 +17,6 @@ from user_study_folders import TOKEN, create, serving  # noqa: E402
 
 from dit4sr.studies.user_study import main  # noqa: E402
 
-PATIENCE = 60_000
 DESKTOP = {"width": 1280, "height": 800}
 PHONE: dict[str, Any] = {
     "viewport": {"width": 390, "height": 844},

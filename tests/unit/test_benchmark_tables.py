@@ -214,14 +214,24 @@ def test_rows_and_tables_without_time_are_printed_as_such(monkeypatch: pytest.Mo
     assert "| cuda_graphs | UserError: acceleration.cuda_graphs needs a GPU" in report.text
 
 
-def test_rounds_end_where_the_time_does() -> None:
-    calls: list[float] = []
-    measuring.paired({"a": lambda: calls.append(time.sleep(0.02) or 0.0)}, rounds=50, warm_up=0, until=time.monotonic())
-    assert len(calls) == 1, "one at least"
-    calls.clear()
-    until = time.monotonic() + 0.2
-    measuring.paired({"a": lambda: calls.append(time.sleep(0.02) or 0.0)}, rounds=50, warm_up=0, until=until)
-    assert 1 < len(calls) <= 11
+def test_rounds_end_where_the_time_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that the action alone moves on: a busy machine takes longer for a call than the call does."""
+    clock = [100.0]
+    monkeypatch.setattr(measuring, "time", SimpleNamespace(monotonic=lambda: clock[0], perf_counter=lambda: clock[0]))
+
+    def calls(until: float) -> int:
+        began = clock[0]
+
+        def action() -> None:
+            clock[0] += 0.25
+
+        found = measuring.paired({"a": action}, rounds=50, warm_up=0, until=began + until)
+        assert set(found["a"].values) == {0.25}
+        return len(found["a"].values)
+
+    assert calls(until=0.0) == 1, "one at least"
+    assert calls(until=2.5) == 10 and calls(until=2.6) == 10
+    assert calls(until=100.0) == 50
 
 
 def test_targets_are_met_missed_or_not_measured() -> None:

@@ -226,6 +226,7 @@ def test_the_page_works_in_a_browser(sweep: Path) -> None:
     finish(sweep)
     with chromium.launched() as browser:
         page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(chromium.PATIENCE)
         errors: list[str] = []
         requested: list[str] = []
         page.on("pageerror", lambda error: errors.append(str(error)))
@@ -251,8 +252,9 @@ def test_the_page_works_in_a_browser(sweep: Path) -> None:
         assert abs(int(page.get_attribute("#bar", "aria-valuenow")) - 25) <= 1
         page.locator(".tile", has_text="variant_a").dispatch_event("click")
         assert page.inner_text("#tagright") == "variant_a" and page.inner_text("#tagleft") == "bicubic"
-        sources = "[...document.querySelectorAll('.layer img, .tile img')].map(i => [i.src, i.naturalWidth])"
-        assert {width for _, width in page.evaluate(sources)} == {32}
+        widths = "[...document.querySelectorAll('.layer img, .tile img')].map(i => i.naturalWidth)"
+        page.wait_for_function(f"() => {widths}.every(width => width > 0)")  # also of the one that was just put there
+        assert set(page.evaluate(widths)) == {32}
 
         # One zoom for all: every small picture shows the same part.
         scale = "[...document.querySelectorAll('.tile img')].map(i => i.style.transform)"

@@ -20,6 +20,8 @@ from user_study_folders import METHODS, TOKEN, Visitor, create, serving  # noqa:
 
 STEPS = 8  # 2 competitors × 3 photos, and 2 attention checks
 ADMIN = {"Authorization": f"Bearer {TOKEN}"}
+PATIENCE = 60
+"""Seconds that an answer may take; httpx gives up after five, which is little on a busy machine."""
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +129,7 @@ def test_forms_without_their_token_or_with_another_volunteers_are_refused(addres
         assert one.client.post("/pair", data={**good, **change}).status_code == status, change
     for name in good:
         assert one.client.post("/pair", data={k: v for k, v in good.items() if k != name}).status_code == 400
-    assert httpx.post(f"{address}/pair", data=good).status_code == 403  # without the cookie
+    assert httpx.post(f"{address}/pair", data=good, timeout=PATIENCE).status_code == 403  # without the cookie
     assert one.client.post("/begin", data={"csrf": good["csrf"]}).status_code == 400  # without consent
     assert one.client.post("/withdraw", data={"csrf": two.field("csrf")}).status_code == 403
     with sqlite3.connect(study / "study.sqlite") as db:
@@ -145,7 +147,7 @@ def test_no_path_leads_to_a_file_or_to_another_volunteers_pictures(address: str)
     paths += ["/study.sqlite", "/pages/base.html", "/image/%00", "/image/' OR 1=1 --", "/docs", "/openapi.json"]
     for path in paths:
         assert one.client.get(path).status_code == 404, path
-    assert httpx.get(address + foreign).status_code == 404
+    assert httpx.get(address + foreign, timeout=PATIENCE).status_code == 404
 
 
 def test_every_answer_carries_the_security_headers(address: str) -> None:
@@ -157,25 +159,25 @@ def test_every_answer_carries_the_security_headers(address: str) -> None:
         assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy and "unsafe" not in policy
         assert headers["x-content-type-options"] == "nosniff" and headers["x-frame-options"] == "DENY"
         assert "server" not in headers
-    cookie = httpx.get(address).headers["set-cookie"].lower()
+    cookie = httpx.get(address, timeout=PATIENCE).headers["set-cookie"].lower()
     assert "httponly" in cookie and "samesite=lax" in cookie
     for page in (visitor.get("/"), visitor.get("/admin")):
         assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\bon\w+=|\bstyle=|https?://", page)
 
 
 def test_long_and_unmeasured_bodies_are_refused_unread(address: str) -> None:
-    big = httpx.post(f"{address}/pair", data={"step": "x" * 20_000})
+    big = httpx.post(f"{address}/pair", data={"step": "x" * 20_000}, timeout=PATIENCE)
     assert big.status_code == 413 and "too long" in big.text
-    assert httpx.post(f"{address}/pair", content=iter([b"step=1"])).status_code == 411
+    assert httpx.post(f"{address}/pair", content=iter([b"step=1"]), timeout=PATIENCE).status_code == 411
     # Both headers: the chunks would be read, whatever length the other one promises.
     assert raw_status(address, b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", b"4e20\r\n") == 411
-    assert httpx.put(f"{address}/pair", content=b"x").status_code == 405
+    assert httpx.put(f"{address}/pair", content=b"x", timeout=PATIENCE).status_code == 405
 
 
 def raw_status(address: str, headers: bytes, body: bytes) -> int:
     """The status of a POST that no client library would send."""
     host, port = address.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
+    with socket.create_connection((host, int(port)), timeout=PATIENCE) as connection:
         form = b"Content-Type: application/x-www-form-urlencoded\r\n"
         connection.sendall(b"POST /pair HTTP/1.1\r\nHost: x\r\n" + form + headers + b"\r\n" + body)
         return int(connection.recv(4096).split(b" ", 2)[1])
@@ -186,10 +188,11 @@ def test_results_need_the_token(address: str) -> None:
     assert "Token" in visitor.get("/results")
     for path in ("/results/answers.csv", "/results/preference.png"):
         assert visitor.client.get(path).status_code == 401
-        assert httpx.get(address + path, headers={"Authorization": "Bearer é".encode()}).status_code == 401
+        guessed = httpx.get(address + path, headers={"Authorization": "Bearer é".encode()}, timeout=PATIENCE)
+        assert guessed.status_code == 401
     for cookie in ("", "9999999999.", "9999999999." + "0" * 64, "x.y", "²." + "0" * 64):
         raw = {"Cookie": f"admin={cookie}".encode("latin-1")}
-        assert httpx.get(f"{address}/results", headers=raw).status_code == 303
+        assert httpx.get(f"{address}/results", headers=raw, timeout=PATIENCE).status_code == 303
     wrong = visitor.client.post("/admin", data={"csrf": visitor.field("csrf"), "token": "guessed-token-guess"})
     assert wrong.status_code == 401 and "not the token" in wrong.text
     right = visitor.client.post("/admin", data={"csrf": visitor.field("csrf"), "token": TOKEN})
@@ -200,7 +203,7 @@ def test_results_need_the_token(address: str) -> None:
 def test_results_are_those_answers(address: str) -> None:
     """The export says what was answered, and two careless volunteers are left out."""
     one, two = Visitor(address), Visitor(address)
-    with httpx.Client(base_url=address, headers=ADMIN) as admin:
+    with httpx.Client(base_url=address, headers=ADMIN, timeout=PATIENCE) as admin:
         before = list(csv.DictReader(io.StringIO(admin.get("/results/answers.csv").text)))
         for visitor in (one, two):
             visitor.begin()

@@ -210,6 +210,29 @@ def check_values(config: Mapping[str, Any]) -> None:
         spec_of(model)
     if not config["backbone"].get("pretrained"):  # else the base's own files say all that
         check_widths(known)
+    if not known.get("trainer.micro_batch") and "data.batch_size" in known:  # else the run accumulates as it needs to
+        stated = known.get("trainer.devices")
+        devices = stated if type(stated) is int and stated > 0 else len(stated) if isinstance(stated, list) else 1
+        nodes = known.get("trainer.num_nodes", 1)
+        check_split(known["data.batch_size"], devices * nodes, known.get("trainer.accumulate_grad_batches", 1))
+
+
+def check_split(batch: int, devices: int, accumulated: int) -> None:
+    """Refuse a batch that cannot be cut into equal parts.
+
+    Args:
+        batch: samples of one optimiser step, of all devices together.
+        devices: of all nodes together.
+        accumulated: forward passes of one optimiser step.
+
+    Raises:
+        UserError: naming a multiple.
+    """
+    if batch % (parts := devices * accumulated):
+        raise UserError(
+            f"data.batch_size={batch} cannot be split over {devices} devices × {accumulated} accumulation steps: choose a "
+            f"multiple of {parts}"
+        )
 
 
 def check_widths(known: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from dit4sr.errors import REQUEUE, Preempted, RankLost, UserError
-from dit4sr.training.checks import check_devices, check_values
+from dit4sr.training.checks import check_devices, check_split, check_values
 from dit4sr.training.requeue import leaving_on_signals
 from dit4sr.training.resuming import check_same_run, resume_from, run_id
 from dit4sr.training.run_lock import locked
@@ -155,11 +155,7 @@ def fit(config: DictConfig, out: Path, resume: Path | None) -> Path | None:
     if config.trainer.micro_batch:
         trainer.accumulate_grad_batches = max(1, batch // (trainer.world_size * at_once))
     accumulated = trainer.accumulate_grad_batches
-    if batch % (micro_batches := trainer.world_size * accumulated):
-        raise UserError(
-            f"data.batch_size={batch} cannot be split over {trainer.world_size} devices × {accumulated} accumulation "
-            f"steps: choose a multiple of {micro_batches}"
-        )
+    check_split(batch, trainer.world_size, accumulated)
     backbone, local = plain["backbone"], bool(plain["backbone"].get("local_files_only"))
     module = DiT4SRModule(
         build_network(plain["model"], backbone, config.seed, dtype=base_dtype(backbone, config.trainer.precision)),

@@ -80,7 +80,7 @@ def serving(study: Path) -> Iterator[str]:
         yield address
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(600)
 
 
 class Visitor:
@@ -90,7 +90,7 @@ class Visitor:
         import httpx
 
         # Without certificates, whose reading takes longer than the whole visit: the server is this machine.
-        self.client = httpx.Client(base_url=address, timeout=60, follow_redirects=True, trust_env=False, verify=False)
+        self.client = httpx.Client(base_url=address, timeout=600, follow_redirects=True, trust_env=False, verify=False)
         self.page = ""
 
     def get(self, path: str) -> str:

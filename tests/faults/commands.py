@@ -61,7 +61,7 @@ def run(data: Path, *arguments: str, launcher: tuple[str, ...] = (), **environme
     return finish(start(data, *arguments, launcher=launcher, **environment))
 
 
-def wait_for_step(process: subprocess.Popen[str], out: Path, step: int, seconds: float = 120) -> None:
+def wait_for_step(process: subprocess.Popen[str], out: Path, step: int, seconds: float = 600) -> None:
     """Until the run has logged ``step``."""
     deadline = time.monotonic() + seconds
     while max(rows(out), default=0) < step:

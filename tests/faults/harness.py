@@ -69,7 +69,7 @@ def rows(out: Path) -> dict[int, str]:
 
 def kill_when(process: BaseProcess, out: Path, step: int, delay: float) -> bool:
     """SIGKILL the training ``delay`` seconds after it has logged ``step``; whether it was still alive then."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while max(rows(out), default=0) < step and process.is_alive():
         if time.monotonic() > deadline:
             raise TimeoutError((out.with_suffix(".log")).read_text()[-2000:])
@@ -95,6 +95,6 @@ def train_with_kills(config: DictConfig, out: Path, kills: int, rng: random.Rand
         elif max(rows(out), default=0) >= config.trainer.max_steps:
             break
     process = start(config, out)
-    process.join(120)
+    process.join(600)
     assert process.exitcode == 0, out.with_suffix(".log").read_text()[-3000:]
     return killed_at

@@ -88,7 +88,7 @@ def test_one_job_of_a_sweep_under_torchrun_has_one_folder_and_is_known_as_finish
     ) as process:
         assert process.stderr is not None
         said = process.stderr.read()
-        assert process.wait(180) == 0, said
+        assert process.wait(600) == 0, said
     assert sorted(losses(folder)) == [1, 2, 3] and said.count("dit4sr on nano") == 1
     assert len(list((tmp_path / "sweep").rglob("last.ckpt"))) == 1
     assert has_result(folder, plain)

@@ -51,7 +51,7 @@ def test_a_killed_run_goes_on_bit_for_bit(workers: int, kills: int, data: Path, 
     steps = 20 * kills if kills < 10 else 6 * kills
     config = configure(data, workers, steps, 7)
     process = start(config, tmp_path / "whole")
-    process.join(300)
+    process.join(600)
     assert process.exitcode == 0, (tmp_path / "whole.log").read_text()[-3000:]
     killed_at = train_with_kills(config, tmp_path / "killed", kills, random.Random(kills + workers))
     assert len(killed_at) == kills

@@ -87,7 +87,7 @@ def test_jobs_of_joblib_do_not_outlive_a_sweep_that_is_killed(data: Path, tmp_pa
     for job in ("0", "1"):
         wait_for_step(process, sweep / job, 3)
     os.kill(process.pid, signal.SIGKILL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while processes_about(sweep):
         assert time.monotonic() < deadline, "a job has outlived its sweep"
         time.sleep(0.2)
@@ -106,7 +106,7 @@ def test_a_search_that_is_told_to_stop_goes_on_with_the_same_trial(data: Path, t
             data, *ONE, "trainer.max_steps=100000", "trials=2", f"out={out}",
             program=("-m", "dit4sr.studies.sweep_search"),
         )  # fmt: skip
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not (folders := list(out.glob("trial-*"))) or max(rows(folders[0]), default=0) < reached + 3:
             assert time.monotonic() < deadline and process.poll() is None, finish(process, 1)
             time.sleep(0.1)

@@ -20,7 +20,7 @@ def test_the_demo_trains_evaluates_and_says_what_to_look_at(tmp_path: Path) -> N
         env=environment,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=800,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

@@ -62,7 +62,7 @@ def one_process(tmp_path_factory: pytest.TempPathFactory, pairs: Path, ckpt: Pat
 
 def test_two_processes_give_the_same_files(tmp_path: Path, pairs: Path, ckpt: Path, one_process: Path) -> None:
     options = (f"ckpt={ckpt}", "seeds=[3,5]", "batch_size=2", "processes=2")
-    done = subprocess.run(command(pairs, tmp_path, *options), capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command(pairs, tmp_path, *options), capture_output=True, text=True, timeout=800, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "per_image.csv").read_bytes() == (one_process / "per_image.csv").read_bytes()
     shares = [len(p.read_text().splitlines()) for p in sorted((tmp_path / "journal").glob("process*.jsonl"))]
@@ -101,7 +101,7 @@ def test_a_killed_evaluation_continues(tmp_path: Path, pairs: Path, ckpt: Path, 
     options = (f"ckpt={ckpt}", "seeds=[3,5]", "batch_size=2")
     lines = tmp_path / "journal" / "process0.jsonl"
     process = subprocess.Popen(command(pairs, tmp_path, *options), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    ends = time.monotonic() + 120
+    ends = time.monotonic() + 600
     while time.monotonic() < ends and process.poll() is None and not (lines.is_file() and lines.stat().st_size):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
@@ -252,7 +252,7 @@ def test_wandb_gets_means_values_and_pictures(tmp_path: Path, pairs: Path, monke
     assert len(list(media.rglob("comparison*.png"))) == 1
     # The run's own record holds the means under their names, and the table's pictures: bicubic is drawn once.
     (path,) = folder.glob("*.wandb")
-    deadline = time.monotonic() + 60  # W&B's own process writes the end of the file after the run is finished
+    deadline = time.monotonic() + 300  # W&B's own process writes the end of the file after the run is finished
     while b"benchmark/folder/psnr" not in (record := path.read_bytes()) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert b"benchmark/folder/psnr" in record
@@ -289,7 +289,7 @@ def test_torchrun_gives_the_same_files(tmp_path: Path, pairs: Path, ckpt: Path, 
         [*started, "-m", "dit4sr", "evaluate", *options],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=800,
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )

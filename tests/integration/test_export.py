@@ -249,7 +249,7 @@ def test_the_verbs_on_the_command_line(released: Path, base: Path, tmp_path: Pat
     def verb(*arguments: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "DIT4SR_SD35": str(base), "OMP_NUM_THREADS": "1"}
         return subprocess.run(
-            [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240,
+            [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=800,
             check=False,
         )  # fmt: skip
 

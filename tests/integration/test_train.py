@@ -51,7 +51,7 @@ def losses(out: Path) -> list[str]:
         return [row["train/loss"] for row in csv.DictReader(file) if row["train/loss"]]
 
 
-def run_verb(verb: str, *arguments: str, cwd: Path = ROOT, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def run_verb(verb: str, *arguments: str, cwd: Path = ROOT, timeout: float = 800) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
     return subprocess.run(
         [sys.executable, str(ROOT / f"{verb}.py"), *arguments],

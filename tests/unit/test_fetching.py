@@ -141,7 +141,7 @@ def test_a_benchmark_is_downloaded_from_the_hub(tmp_path: Path, hub: str) -> Non
         capture_output=True,
         text=True,
         env={**os.environ, **environment, "PYTHONPATH": str(Path(__file__).resolve().parents[1])},
-        timeout=200,
+        timeout=600,
         check=False,
     )
     assert done.stdout.split() == ["100", "4.0"], done.stderr[-2000:]

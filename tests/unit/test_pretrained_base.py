@@ -263,7 +263,7 @@ def test_gated_and_missing_repositories(tmp_path: Path) -> None:
         "NO_PROXY": "127.0.0.1", "PATH": "/usr/bin:/bin", "HF_HUB_DISABLE_TELEMETRY": "1",
     }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=600, check=True
     )
     server.shutdown()
     gated, absent, quiet = done.stdout.strip().splitlines()
@@ -336,7 +336,7 @@ def test_loading_needs_no_second_copy(tmp_path: Path) -> None:
     )
     SD3Transformer2DModel(**fields).save_pretrained(tmp_path / "transformer")
     done = subprocess.run(
-        [sys.executable, "-c", PEAK, str(tmp_path), "None"], capture_output=True, text=True, timeout=200, check=True
+        [sys.executable, "-c", PEAK, str(tmp_path), "None"], capture_output=True, text=True, timeout=600, check=True
     )
     size, loaded, read = (float(value) for value in done.stdout.split())
     assert size > 70

@@ -125,7 +125,7 @@ def test_processes_share_the_folder(tmp_path):
     for process in processes:
         process.start()
     start.set()
-    sums = [queue.get(timeout=120) for _ in processes]
+    sums = [queue.get(timeout=600) for _ in processes]
     for process in processes:
         process.join()
     wanted = HashingTextEncoder(8, 64, 32).encode([f"prompt {n % 40}" for n in range(80)]).tokens.double().sum().item()

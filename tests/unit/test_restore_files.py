@@ -140,7 +140,7 @@ def test_a_limit_on_files_is_one_line(tmp_path: Path, checkpoint: Path) -> None:
     save(tmp_path / "in" / "a.png", picture(40, 40, 0))
     command = verb(f"input={tmp_path}/in", f"output={tmp_path}/out", f"ckpt={checkpoint}")
     done = subprocess.run(
-        ["sh", "-c", 'ulimit -f 8; exec "$@"', "sh", *command], capture_output=True, text=True, timeout=120, check=False
+        ["sh", "-c", 'ulimit -f 8; exec "$@"', "sh", *command], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 2, done.stderr
     assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == [
@@ -170,7 +170,7 @@ def test_an_interruption_keeps_what_is_done(tmp_path: Path, checkpoint: Path) ->
             assert time.monotonic() < deadline
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=60)
+        stdout, stderr = process.communicate(timeout=600)
     finally:
         process.kill()
     results = list((tmp_path / "out").iterdir())

@@ -62,7 +62,7 @@ def test_three_processes_have_what_one_has(tmp_path: Path) -> None:
     processes = [context.Process(target=gather, args=(r, 3, f"file://{tmp_path / 'meet'}", results)) for r in range(3)]
     for process in processes:
         process.start()
-    found = [results.get(timeout=120) for _ in processes]
+    found = [results.get(timeout=600) for _ in processes]
     for process in processes:
         process.join()
     for rank, values, empty, kept in found:

@@ -22,7 +22,7 @@ def test_fifty_volunteers_at_once(tmp_path: Path) -> None:
 
     def take_part(number: int) -> list[str]:
         visitor = Visitor(address)
-        together.wait(60)
+        together.wait(600)
         visitor.begin()
         steps = []
         while not visitor.finished:
@@ -71,7 +71,7 @@ def test_no_answer_is_lost_to_a_kill(tmp_path: Path) -> None:
         with ThreadPoolExecutor(len(visitors)) as pool:
             for future in [pool.submit(answer, visitor, i, enough) for i, visitor in enumerate(visitors)]:
                 future.result()
-        process.wait(30)
+        process.wait(600)
         assert enough <= len(kept) < 6 * 8
         process, address = start(study, port)
         with sqlite3.connect(study / "study.sqlite") as db:
@@ -88,4 +88,4 @@ def test_no_answer_is_lost_to_a_kill(tmp_path: Path) -> None:
             assert db.execute("SELECT count(*) FROM answers").fetchone() == (6 * 8,)
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(600)

@@ -59,7 +59,7 @@ def closing_words(out: Path, samples: int, seconds: float) -> str:
 Done in {seconds / 60:.1f} minutes. How to read the table:
   bicubic              the input, upsampled: smooth, so PSNR flatters it; its gradient energy shows the blur
   dit4sr               one sample from the posterior: sharper, and a sample always costs PSNR
-  dit4sr (mean of {samples})   the average of {samples} samples approaches the posterior's mean: the fidelity it has learned
+  dit4sr (mean of {samples})   the average of samples approaches the posterior's mean: the fidelity it has learned
   dit4sr (shuffled LR) the same network given another photo's LR: what it loses is what it took from the LR
 The picture: {out}/evaluation/comparison.png
 

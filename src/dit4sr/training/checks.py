@@ -230,8 +230,8 @@ def check_split(batch: int, devices: int, accumulated: int) -> None:
     """
     if batch % (parts := devices * accumulated):
         raise UserError(
-            f"data.batch_size={batch} cannot be split over {devices} devices × {accumulated} accumulation steps: choose a "
-            f"multiple of {parts}"
+            f"data.batch_size={batch} cannot be split over {devices} devices × {accumulated} accumulation steps: "
+            f"choose a multiple of {parts}"
         )
 
 

@@ -8,6 +8,7 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,16 @@ torch.set_num_threads(1)
 def seeded() -> None:
     """Tests that draw from torch's global generator draw the same numbers in any order."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def folders_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests that say nothing of folders write into none of the user's."""
+    own = tmp_path_factory.mktemp("own")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("DATA", "CACHE", "OUTPUTS"):
+            patch.setenv(f"DIT4SR_{name}", str(own / name.lower()))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -81,6 +81,7 @@ class TiledNetwork:
         h, w = min(H, self.tile), min(W, self.tile)
         window = gaussian_window(h, w, device=z.device)
         places = [(b, y, x) for y in rows for x in columns for b in range(B)]
+        of_tile = samples.repeat(len(rows) * len(columns))  # b of each place; a list of numbers would be waited for
         total = torch.zeros(z.shape, dtype=torch.float32, device=z.device)
         weight = torch.zeros((1, 1, H, W), device=z.device)
         for y in rows:
@@ -92,7 +93,8 @@ class TiledNetwork:
             def cut(latent: Tensor, chunk: list[tuple[int, int, int]] = chunk) -> Tensor:
                 return torch.stack([latent[b, :, y : y + h, x : x + w] for b, y, x in chunk])
 
-            velocity = predict(cut(z), None if lr_latent is None else cut(lr_latent), samples[[b for b, _, _ in chunk]])
+            own = of_tile[first : first + at_once]
+            velocity = predict(cut(z), None if lr_latent is None else cut(lr_latent), own)
             for (b, y, x), v in zip(chunk, velocity, strict=True):
                 total[b, :, y : y + h, x : x + w] += window * v
         return total.div_(weight).to(z.dtype)

@@ -16,6 +16,7 @@ from tiny_acceleration import EXACT, sampled
 from tiny_sd3 import relative_error, tiny_controlnet, tiny_inputs, tiny_network
 
 from dit4sr.acceleration import accelerate
+from dit4sr.models import attention_kernel
 
 # One block with dual attention, one without (the last): the least that has every kind of code.
 SMALL: dict[str, Any] = {"num_layers": 2, "dual_attention_layers": (0,)}
@@ -45,7 +46,7 @@ def test_nothing_is_compiled_again_over_the_steps(monkeypatch: pytest.MonkeyPatc
     for compiled in ("blocks", "step"):
         torch.compiler.reset()
         torch._dynamo.utils.counters.clear()
-        fast = accelerate(copy.deepcopy(network), replace(EXACT, depth_wise="shifts"))
+        fast = accelerate(copy.deepcopy(network), replace(EXACT, depth_wise="shifts", compile=compiled))
         how: dict[str, Any] = {"backend": "eager", "dynamic": False, "fullgraph": True}
         if compiled == "step":
             fast.run = torch.compile(fast._run, **how)
@@ -113,3 +114,25 @@ def test_inductor_compiles_the_blocks(make: Any, layers: int, caplog: pytest.Log
     assert "ready for latents of 1×4×4×6 in" in caplog.text
     assert len([r for r in caplog.records if r.name.startswith("dit4sr")]) == 1, "once a size"
     assert any(Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).rglob("*")), "kept for the next process"
+
+
+@torch.no_grad()
+def test_code_compiled_for_one_attention_kernel_is_not_taken_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in the process nor from the disk: which kernel it is stands in the code, and around it in the context."""
+    # On a CPU torch has no order of kernels: there only the first is let through.
+    allowed = attention_kernel.sdpa_kernel
+    monkeypatch.setattr(attention_kernel, "sdpa_kernel", lambda order, set_priority: allowed(order[:1]))
+    network = tiny_network(num_layers=1, dual_attention_layers=())
+    inputs = tiny_inputs(4, 6, batch=1)
+    fused = "aten::_scaled_dot_product_flash_attention_for_cpu"
+
+    def is_fused(choice: str) -> bool:
+        fast = accelerate(copy.deepcopy(network), replace(EXACT, compile="blocks", attention=choice))
+        inputs.call(fast)  # compiles; the next call is the code's alone
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
+            inputs.call(fast)
+        return fused in {event.key for event in profiled.key_averages()}
+
+    assert [is_fused(choice) for choice in ("math", "flash", "math")] == [False, True, False]
+    torch.compiler.reset()  # as the next process, which has the code on the disk alone
+    assert [is_fused(choice) for choice in ("flash", "math")] == [True, False]

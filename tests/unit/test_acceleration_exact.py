@@ -14,7 +14,7 @@ from tiny_sd3 import DIT4SR, SPECS, Inputs, relative_error, tiny_controlnet, tin
 from dit4sr.acceleration import accelerate
 from dit4sr.acceleration.expansion import linear_gelu
 from dit4sr.acceleration.folding import fold
-from dit4sr.acceleration.injection import KernelConv, convolution_of
+from dit4sr.acceleration.injection import CONVOLUTIONS, KernelConv, convolution_of
 from dit4sr.errors import UserError
 from dit4sr.models.attention_kernel import attention_kernel
 from dit4sr.sampling import TiledNetwork
@@ -202,6 +202,20 @@ def test_what_no_step_changes_is_computed_once(monkeypatch: pytest.MonkeyPatch) 
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+@torch.no_grad()
+def test_the_injections_scale_is_not_rounded_to_bfloat16(kind: str) -> None:
+    """1.2 would be 1.203: a quarter of a percent more of L everywhere."""
+    conv = torch.nn.Conv2d(64, 64, 3, padding=1, groups=64).bfloat16()
+    h = torch.randn(2, 1, 32 * 32, 64).bfloat16()
+    h[0] = 0
+    injection = CONVOLUTIONS[kind](conv)
+    added = injection.of_lr(h[1], (32, 32)).double()
+    for scale in (1.2, torch.tensor(1.2)):
+        found = injection(h.clone(), (32, 32), scale)[0].double()
+        assert abs(float((found * added).sum() / (added * added).sum()) - 1.2) < 5e-4
+
+
 def test_the_injections_scale_can_be_changed() -> None:
     network = tiny_network()
     network.lr_injection_scale = 1.2

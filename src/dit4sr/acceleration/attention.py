@@ -21,6 +21,7 @@ from dit4sr.acceleration.projections import (
 )
 from dit4sr.acceleration.settings import AccelerationSettings
 from dit4sr.models.attention import LRStreamAttention, attend_separately, merge_heads
+from dit4sr.models.attention_kernel import CHOICES
 
 Heads = list[Tensor]
 """Parts of q, k or v on the token axis, each (B, tokens, H, d): as the products give them, so that nothing is moved."""
@@ -46,6 +47,7 @@ class FastAttention(nn.Module):
     def __init__(self, attention: Any, settings: AccelerationSettings, *, text: bool, text_ends: bool) -> None:
         super().__init__()
         self.heads: int = attention.heads
+        self.kernel = settings.attention
         lr = isinstance(attention, LRStreamAttention)
         self.lr_asks = lr and not attention.lr_ends
         self.noise_keys = lr and attention.keys_from_noise
@@ -75,6 +77,9 @@ class FastAttention(nn.Module):
         Returns:
             (S, B, K, D), or (1, B, K, D) where L ends here; and (B, M, D), or None.
         """
+        # The kernel is chosen around compiled code, which asks for its name so that none is taken of another choice.
+        if self.kernel not in CHOICES:
+            raise ValueError(f"there is no attention kernel {self.kernel!r}")
         norm_q, norm_k = self.norms
         of_x, of_l = self.project(image)
         x = [self.in_heads(part) for part in of_x]

@@ -52,7 +52,7 @@ class FastBlock(nn.Module):
             self.project_text = block.ff_context.net[2]
 
     def forward(
-        self, image: Tensor, text: Tensor, of_image: Tensor, of_text: Tensor, grid: Grid, scale: Tensor
+        self, image: Tensor, text: Tensor, of_image: Tensor, of_text: Tensor, grid: Grid, scale: Tensor | float
     ) -> tuple[Tensor, Tensor]:
         """Run the block.
 
@@ -62,7 +62,7 @@ class FastBlock(nn.Module):
             of_image: modulations of X and L, (B, 6D), or (B, 9D) with dual attention.
             of_text: modulations of C, (B, 6D), or (B, 2D) in the last block.
             grid: (height, width) of the token grid.
-            scale: s of the LR Injection, a tensor of one value, so that another s needs no other code.
+            scale: s of the LR Injection; a tensor of one value where another s is to need no other code.
 
         Returns:
             image: (S, B, K, D); X alone, (1, B, K, D), where L ends.

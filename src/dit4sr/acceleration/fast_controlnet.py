@@ -50,7 +50,7 @@ class FastControlNet(FastNetwork):
         text: Tensor,
         modulation: Tensor,
         positions: list[Tensor | None],
-        scale: Tensor,
+        scale: Tensor | float,
         grid: Grid,
         reuse: BlockReuse | None = None,
     ) -> Tensor:

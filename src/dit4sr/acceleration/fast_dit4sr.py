@@ -56,7 +56,7 @@ class FastDiT4SR(FastNetwork):
         text: Tensor,
         modulation: Tensor,
         positions: list[Tensor | None],
-        scale: Tensor,
+        scale: Tensor | float,
         grid: Grid,
         reuse: BlockReuse | None = None,
     ) -> Tensor:

@@ -18,18 +18,23 @@ class Injection(nn.Module):
     Its ``forward`` changes h_X in place, so that h_L, which the MLP's second map reads too, is not copied.
     """
 
-    def forward(self, h: Tensor, grid: Grid, scale: Tensor) -> Tensor:
+    def forward(self, h: Tensor, grid: Grid, scale: Tensor | float) -> Tensor:
         """Add to h_X.
 
         Args:
             h: h_X and h_L, (2, B, K, C); h_X is changed.
             grid: (height, width) of the token grid.
-            scale: s, a tensor of one value.
+            scale: s; a tensor of one value, in float32 at least, where code is compiled or recorded for any s.
 
         Returns:
             h.
         """
-        h[0].addcmul_(self.of_lr(h[1], grid), scale)
+        h_x, added = h[0], self.of_lr(h[1], grid)
+        if isinstance(scale, Tensor):
+            # Not in h_X's type, to which torch would round s: 1.2 is 1.203 in bfloat16.
+            h_x.copy_(torch.addcmul(h_x.to(scale.dtype), added.to(scale.dtype), scale))
+        else:
+            h_x.add_(added.mul_(scale))  # a plain number is not rounded before it multiplies
         return h
 
     def of_lr(self, h: Tensor, grid: Grid) -> Tensor:
@@ -80,8 +85,8 @@ class KernelConv(ShiftedConv):
 
         self.inject_ = inject_
 
-    def forward(self, h: Tensor, grid: Grid, scale: Tensor) -> Tensor:
-        if not h.is_cuda:  # the network was moved away since
+    def forward(self, h: Tensor, grid: Grid, scale: Tensor | float) -> Tensor:
+        if not h.is_cuda or not isinstance(scale, Tensor):  # the network was moved away since
             return super().forward(h, grid, scale)
         self.inject_(h, self.weight, self.bias, scale, *grid)
         return h

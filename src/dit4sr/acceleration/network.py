@@ -46,6 +46,7 @@ class FastNetwork(nn.Module):
     """
 
     scale: Tensor
+    set_scale: float = 1.0  # s of the LR Injection as it was given; the baseline has none
     proj_out: Any
 
     def __init__(self, config: Any, settings: AccelerationSettings) -> None:
@@ -140,7 +141,9 @@ class FastNetwork(nn.Module):
         (z,) = as_weights(self.weight, z)
         grid = self.grid_of(z)
         positions = [trunk.embed.position(grid) for trunk in self.trunks]
-        arguments = z, lr, text, modulation, positions, self.scale, grid
+        s = self.settings
+        for_any_s = s.compile != "none" or s.cuda_graphs or s.depth_wise == "kernel"
+        arguments = z, lr, text, modulation, positions, self.scale if for_any_s else self.set_scale, grid
         # Triton launches on the current GPU.
         here = torch.cuda.device(z.device) if z.is_cuda else nullcontext()
         with here, attention_kernel(self.settings.attention, z.device):

@@ -7,7 +7,8 @@ alone. The stages are those of `worker`, which states their equations; only the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import cv2
@@ -79,9 +80,18 @@ def degrade_batch(
     preset, codec = as_preset(preset), find_codec(jpeg)
     if batch == 0:
         return hq.float(), hq.new_zeros(0, 3, height // 4, width // 4, dtype=torch.float32)
-    # Autocast would run the filters in half precision, far coarser than the 8-bit result.
-    with torch.autocast(hq.device.type, enabled=False):
+    # Autocast would run the filters in half precision, TensorFloat-32 in eleven bits: too coarse for an 8-bit result.
+    with torch.autocast(hq.device.type, enabled=False), whole_float32():
         return _degrade(hq.float().clamp(0, 1), preset, seeds, codec)
+
+
+@contextmanager
+def whole_float32() -> Iterator[None]:
+    """Convolutions of cuDNN in float32 as it is; what else is set of cuDNN stays."""
+    cudnn = torch.backends.cudnn
+    flags = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "benchmark_limit", "deterministic")}
+    with cudnn.flags(**flags, allow_tf32=False):
+        yield
 
 
 def _degrade(image: Tensor, preset: DegradationPreset, seeds: list[int], codec: Codec) -> tuple[Tensor, Tensor]:

@@ -48,7 +48,8 @@ def write_atomically(path: str | Path, *, durable: bool = False) -> Iterator[Pat
 def unfinished(path: Path) -> Iterator[Path]:
     """Yield a hidden name beside ``path``, no other writer's; a file that still has it at the end is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}{path.suffix}")
+    # The stem's beginning alone: a name may have 255 bytes, and a photo's own may have them all.
+    temporary = path.with_name(f".{path.stem[:40]}.{uuid.uuid4().hex[:12]}{path.suffix}")
     try:
         yield temporary
     except OSError as error:

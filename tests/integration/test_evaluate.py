@@ -194,6 +194,15 @@ def test_no_readable_image_at_all(tmp_path: Path) -> None:
         evaluate(tmp_path / "in", tmp_path / "out", "method=bicubic")
 
 
+def test_where_nothing_can_be_measured_nothing_is_restored(tmp_path: Path, checkpoints: Path, pairs: Path) -> None:
+    given = f"ckpt={checkpoint(checkpoints)}", "captioner=none"
+    with pytest.raises(UserError, match=r"has no ground truth for psnr, ssim, gradient_energy\. Choose .*piqe"):
+        evaluate(pairs, tmp_path / "out", "benchmark.hq=null", *given)
+    with pytest.raises(UserError, match="nothing can be measured: lpips: .* Choose other metrics, such as metrics=fid"):
+        evaluate(pairs, tmp_path / "out", "metrics.names=[lpips]", f"metrics.weights_dir={pairs}", *given)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_checkpoint_s_own_model_is_taken(tmp_path: Path, checkpoints: Path, pairs: Path) -> None:
     for model in ("variant_b", "sd3_controlnet"):
         assert evaluate(pairs, tmp_path / model, f"ckpt={checkpoint(checkpoints, model)}") == 0

@@ -170,10 +170,11 @@ def test_a_grey_cmyk_and_turned_photo_are_as_decoded(tmp_path):
     Image.fromarray(noise(2)).save(folder / "web.webp", lossless=True)
     (folder / "empty.png").write_bytes(b"")
     (folder / "gone.png").symlink_to(folder / "nothing")
+    (folder / "self.png").symlink_to("self.png")
     assert prepare(config(tmp_path, source=str(folder), scales=[1])) == 1
     manifest = read_manifest(tmp_path / "data" / "odd" / "train")
     assert manifest["counts"]["photos"] == 3
-    assert manifest["reasons"] == {"undecodable": 2}
+    assert manifest["reasons"] == {"undecodable": 3}
 
 
 def test_a_named_pipe_among_the_photos_is_not_waited_for(tmp_path, capsys):

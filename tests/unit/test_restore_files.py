@@ -49,21 +49,35 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     (photos / "album").symlink_to(tmp_path / "elsewhere")
     (photos / "deep" / "loop").symlink_to(photos)
     (photos / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (photos / "self.png").symlink_to("self.png")
     found = names(photos, tmp_path / "out")
-    assert found == ["album/a.png", "deep/b.png", "gone.png", "link.png"]
+    assert found == ["album/a.png", "deep/b.png", "gone.png", "link.png", "self.png"]
 
 
 def test_a_link_to_nothing_is_a_bad_photo(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(tmp_path / "in" / "a.png", picture(16, 16, 0))
     (tmp_path / "in" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "in" / "self.png").symlink_to("self.png")
     assert restore(tmp_path / "in", tmp_path / "out", checkpoint) == 1
-    assert "gone.png: cannot be read: No such file or directory" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "gone.png: cannot be read: No such file or directory" in said and "1 of 3 photos restored" in said
+    assert "self.png: cannot be read: Too many levels of symbolic links" in said
     with pytest.raises(UserError, match="is a link to what is not there"):
         restore(tmp_path / "in" / "gone.png", tmp_path / "out", checkpoint)
 
 
 def test_any_name(tmp_path: Path, checkpoint: Path) -> None:
-    odd = ["größe 1.PNG", "a [x].png", "b*?.png", "a,b=c.png", "日本.png", "'quoted'.png", "{x}.png", "-n.png"]
+    odd = [
+        f"{'x' * 251}.png",
+        "größe 1.PNG",
+        "a [x].png",
+        "b*?.png",
+        "a,b=c.png",
+        "日本.png",
+        "'quoted'.png",
+        "{x}.png",
+        "-n.png",
+    ]
     folder = tmp_path / "trip [2024]"
     for name in odd:
         save(folder / name, picture(16, 16, 0))

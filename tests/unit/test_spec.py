@@ -15,6 +15,11 @@ def test_every_field_must_be_stated() -> None:
             LRStreamSpec(**{k: v for k, v in full.items() if k != name})
 
 
+def test_fields_may_be_given_in_their_order() -> None:
+    spec = LRStreamSpec("separate", False, "linear", "noise")
+    assert dataclasses.astuple(spec) == ("separate", False, "linear", "noise")
+
+
 @pytest.mark.parametrize(
     ("field", "value", "hint"),
     [

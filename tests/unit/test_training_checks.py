@@ -130,9 +130,17 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
                 check_devices({"accelerator": accelerator, "devices": devices})
 
 
-def test_train_asks_before_it_makes_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="training.optimizer=foo"):
-        train(compose_verb("train", "training.optimizer=foo", "out=unused"), tmp_path / "run")
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("training.optimizer=foo", "training.optimizer=foo"),
+        ("sampler.colour=foo", "sampler.colour='foo'"),
+        ("degradation.jpeg_range=[0,200]", "jpeg_range=.0, 200. must be JPEG qualities"),
+    ],
+)
+def test_train_asks_before_it_makes_a_folder(tmp_path: Path, setting: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        train(compose_verb("train", setting, "out=unused"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -78,7 +78,8 @@ def ensure_embedded(data: str | Path) -> Path:
         cfg: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(config_dir() / "prepare.yaml"))  # type: ignore[assignment]
         preset = next(e["degradation"] for e in cfg["defaults"] if isinstance(e, dict) and "degradation" in e)
         settings = PrepareSettings.from_config({**cfg, "degradation": asdict(load_preset(preset))})
-        with disk_errors(out, goes_on=True):
+        check_folder(out, "paths.data")
+        with disk_errors(out, setting="paths.data", goes_on=True):
             _prepare(settings, out, Execution(overwrite=True), wait=WAIT_FOR_EMBEDDED)
     return out
 

@@ -104,9 +104,9 @@ def _evaluate(group: Group, config: dict[str, Any], explicit: Collection[str]) -
 
     out = Path(config["out"])
     config["device"] = group.device(config["device"])
-    settings, method = _method(out, config, benchmark, explicit)
     device = str(resolve_device(config["device"]))
     metrics, not_applicable = _applicable(build_metrics(config["metrics"], device), benchmark)
+    settings, method = _method(out, config, benchmark, explicit)
     check_controls(config, benchmark, method)
 
     folder = out / (f"{JOURNAL}_metrics_only" if config["metrics_only"] else JOURNAL)
@@ -212,15 +212,26 @@ def _method(
 
 
 def _applicable(metrics: MetricSet, benchmark: Benchmark) -> tuple[MetricSet, tuple[str, ...]]:
-    """The metrics that a benchmark without ground truth allows, and the names of the others."""
+    """The metrics that a benchmark without ground truth allows, and the names of the others.
+
+    Raises:
+        UserError: nothing is left to measure, which is said before anything is restored for it.
+    """
     from dataclasses import replace
 
-    if benchmark.has_ground_truth:
-        return metrics, ()
-    kept = tuple(m for m in metrics.metrics if not m.reference)
-    return replace(metrics, metrics=kept, of_sets=()), tuple(
-        [*(m.name for m in metrics.metrics if m.reference), *metrics.of_sets]
-    )
+    left_out: tuple[str, ...] = ()
+    if not benchmark.has_ground_truth:
+        left_out = (*(m.name for m in metrics.metrics if m.reference), *metrics.of_sets)
+        kept = tuple(m for m in metrics.metrics if not m.reference)
+        metrics = replace(metrics, metrics=kept, of_sets=())
+    if not metrics.metrics:
+        why = [f"benchmark {benchmark.name} has no ground truth for {', '.join(left_out)}"] if left_out else []
+        why += [f"{missing.metric}: {missing.reason}" for missing in metrics.missing]
+        raise UserError(
+            f"nothing can be measured: {'; '.join(why)}. Choose other metrics, such as "
+            f"{'metrics.names=[piqe]' if left_out else 'metrics=fidelity'}; restore.py restores without measuring"
+        )
+    return metrics, left_out
 
 
 def _begin(out: Path, folder: Path, config: dict[str, Any], identity: Mapping[str, Any]) -> None:

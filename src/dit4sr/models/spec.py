@@ -13,7 +13,7 @@ SPEC_PREFIX = "lr_"
 """A specification's fields carry this prefix in a network's config (``lr_attention``, …)."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class LRStreamSpec:
     """How the LR stream takes part in every block (DiT4SR, ICCV 2025, sections 3.2–3.4).
 

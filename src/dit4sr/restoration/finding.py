@@ -80,7 +80,7 @@ def find_jobs(source: str, output: Path, *, recursive: bool) -> Found:
         relative, suffix = photo.relative_to(root), photo.suffix.lower()
         if not single:
             hidden = any(part.startswith(".") for part in relative.parts)
-            below_output = photo.resolve().is_relative_to(inside) and inside != root.resolve()
+            below_output = resolved(photo).is_relative_to(inside) and inside != root.resolve()
             # A folder, a named pipe or a device is no photo; a link that leads nowhere is told of when it is read.
             if hidden or below_output or (photo.exists() and not photo.is_file()):
                 continue
@@ -107,11 +107,16 @@ def _files_in(folder: Path, recursive: bool, above: frozenset[Path] = frozenset(
     except PermissionError as error:
         raise UserError(f"{folder} cannot be listed (permission denied): make it readable, or move it away") from error
     for entry in entries:
-        if entry.is_dir():
+        if os.path.isdir(entry):  # entry.is_dir() raises for a link to itself
             if recursive and not entry.name.startswith("."):
                 yield from _files_in(folder / entry.name, recursive, above | {itself})
         else:
             yield folder / entry.name
+
+
+def resolved(path: Path) -> Path:
+    """Where a path leads; a link to itself, for which Path.resolve() raises, stays what it is."""
+    return Path(os.path.realpath(path))
 
 
 def _split(pattern: Path) -> tuple[Path, str]:
@@ -124,7 +129,7 @@ def _split(pattern: Path) -> tuple[Path, str]:
 
 
 def _check_results(jobs: Sequence[Job]) -> None:
-    photos = {job.photo.resolve() for job in jobs}
+    photos = {resolved(job.photo) for job in jobs}
     by_result: dict[Path, Job] = {}
     for job in jobs:
         if job.result in by_result:
@@ -132,7 +137,7 @@ def _check_results(jobs: Sequence[Job]) -> None:
                 f"{by_result[job.result].shown} and {job.shown} would both be restored to {job.result.name}: "
                 "rename one of them, or restore them into two folders"
             )
-        if job.result.resolve() in photos:
+        if resolved(job.result) in photos:
             raise UserError(
                 f"restoring {job.shown} would replace the photo {job.result.name}: give another output=<folder>"
             )

@@ -261,13 +261,17 @@ def check_inputs(config: DictConfig) -> None:
         UserError: for a value that means nothing, a folder of shards, of a pretrained base or of the benchmark that is
             not there, or a device that is not.
     """
+    from dit4sr.data.degradations import DegradationPreset
     from dit4sr.data.sources import check_sources
     from dit4sr.prompts import PromptSettings
+    from dit4sr.restoration.sampler_settings import SamplerSettings
 
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     check_values(plain)
     check_sources(plain["data"], Path(plain["paths"]["data"]) / "embedded" / "train")
     PromptSettings.from_config(plain.get("prompt"))
+    DegradationPreset.from_config(plain["degradation"])
+    SamplerSettings.from_config(plain["sampler"])
     check_devices(plain["trainer"])
     if base := config.backbone.pretrained:
         from dit4sr.pretrained import check_local

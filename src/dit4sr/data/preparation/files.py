@@ -88,7 +88,7 @@ def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
+        if os.path.isdir(entry):  # entry.is_dir() raises for a link to itself
             yield from _walk(entry.path, (*above, identity))
         elif entry.name.lower().endswith(SUFFIXES):
             try:

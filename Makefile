@@ -54,12 +54,15 @@ bench: setup  ## Measure speed on this machine's CPU (minutes)
 	$(BIN)/python benchmarks/training.py --profile $(ARGS)
 	$(BIN)/python benchmarks/memory.py --full $(ARGS)
 
-# Eight minutes at most: rows that there is no time for are printed as left out. Where the packages of 8-bit rows are
+# Eight minutes at most: rows that there is no time for are printed as left out; one script's failure ends no other.
+# Where the packages of 8-bit rows are
 # absent and cannot be had, these rows say so and the others are measured.
 bench-gpu: setup  ## Measure speed on a GPU: full-size networks with random weights
 	-$(BIN)/python -c 'import importlib.util as i, sys; sys.exit(not (i.find_spec("torchao") and i.find_spec("bitsandbytes")))' || \
 	$(BIN)/python -m pip install --retries 1 --constraint constraints.txt --editable '.[quantise]'
-	$(BIN)/python benchmarks/sampling.py --device cuda $(ARGS)
-	$(BIN)/python benchmarks/training.py --device cuda --trace outputs/training_trace.json.gz $(ARGS)
-	$(BIN)/python benchmarks/degradation.py --device cuda $(ARGS)
-	$(BIN)/python benchmarks/memory.py --full --device cuda $(ARGS)
+	failed=0; \
+	$(BIN)/python benchmarks/sampling.py --device cuda $(ARGS) || failed=1; \
+	$(BIN)/python benchmarks/training.py --device cuda --trace outputs/training_trace.json.gz $(ARGS) || failed=1; \
+	$(BIN)/python benchmarks/degradation.py --device cuda $(ARGS) || failed=1; \
+	$(BIN)/python benchmarks/memory.py --full --device cuda $(ARGS) || failed=1; \
+	exit $$failed

@@ -1,8 +1,8 @@
 """Measure how the memory of a restoration grows with the image: ``python benchmarks/memory.py --help``.
 
 Every size runs in a process of its own: the peak of its resident memory, less what it held with the model loaded.
-``--full`` predicts what the full-size models need on a GPU instead, from the meta device; with ``--device cuda`` a
-random one of that size is also measured there.
+``--full`` predicts what the full-size models need on a GPU instead, from the meta device; with ``--device cuda`` random
+ones of that size are measured there.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", choices=MODELS, default=list(MODELS))
     parser.add_argument("--colour", default="wavelet", help="none, adain or wavelet (default wavelet)")
     parser.add_argument("--guidance", type=float, default=2.0, help="1 halves the time (default 2)")
-    parser.add_argument("--full", action="store_true", help="the full size: predicted, and on a GPU measured")
+    parser.add_argument("--full", action="store_true", help="the full size: predicted, or on a GPU measured")
     parser.add_argument("--one", nargs=2, metavar=("MODEL", "SIZE"), help=argparse.SUPPRESS)
     add_arguments(parser, rounds=1)
     arguments = parser.parse_args()
@@ -141,14 +141,15 @@ def main() -> None:
 
 
 def full_size(report: Report) -> None:
-    """What the published size needs, by arithmetic, and on a GPU by measuring a sampling step with random weights."""
+    """What the published size needs: by arithmetic, or on a GPU by measuring a sampling step with random weights."""
     from predicted import measured, predict
 
     for model in ("dit4sr", "sd3_controlnet"):
         report.say(f"\n## {model}\n")
-        predict(report, model)
         if report.device.startswith("cuda"):
-            report.say(f"\nMeasured: {measured(model, report.device) / 1e9:.2f} GB for weights and a guided step.")
+            report.say(f"Measured: {measured(model, report.device) / 1e9:.2f} GB for weights and a guided step.")
+        else:
+            predict(report, model)
 
 
 def by_size(report: Report, arguments: argparse.Namespace) -> None:

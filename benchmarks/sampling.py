@@ -11,15 +11,17 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from cases import Case, case_of, psnr
 from configs import named
-from measuring import Measured, Report, add_arguments, choose_device, comparison, in_a_line, paired, table
+from measuring import Measured, Report, add_arguments, choose_device, comparison, in_a_line, paired, seconds_of, table
 from targets import STEPS, misses_its_time, of_the_targets, sum_up
 from torch import Tensor
 from tracing import cost_table
@@ -44,6 +46,13 @@ ROUNDS = {"nano": 7}
 PROFILED_STEPS = 4
 
 
+@cache
+def counted_flops(model: str, backbone: str, side: int) -> tuple[int, int]:
+    """FLOPs of a pass of the plain network, and of the prepared one; counting takes seconds, once for all batches."""
+    fields = json.loads(model), json.loads(backbone)
+    return forward_flops(build_on_meta(*fields).eval(), fields[1], side), prepared_flops(*fields, side)
+
+
 @torch.no_grad()
 def prepared_flops(model: Any, backbone: Any, side: int) -> int:
     """FLOPs of a pass of the folded network, what no step changes (text, LR embedding, modulations) left out."""
@@ -58,8 +67,7 @@ def floor_row(report: Report, model: Any, backbone: Any, case: Case, peak: float
     """Say what the arithmetic alone would take."""
     batch, steps = len(case.arguments["noise"]), case.arguments["steps"]
     passes = batch * steps * (1 if case.arguments["guidance"] == 1 else 2)
-    plain = forward_flops(build_on_meta(model, backbone).eval(), backbone, case.side)
-    folded = prepared_flops(model, backbone, case.side)
+    plain, folded = counted_flops(json.dumps(model), json.dumps(backbone), case.side)
     rows = [
         [label, f"{flops / 1e9:.5g}", passes, f"{plain / flops:.3f}×", f"{flops * passes / peak:.3f}"]
         for label, flops in (("plain", plain), ("folded, prepared ahead", folded))
@@ -92,8 +100,8 @@ class Budget:
     Attributes:
         began: of the first table, by ``time.monotonic``.
         minutes: for all of them.
-        compiling, running: seconds that the longest row with a compiler, and without one, has needed; None before there
-            was one.
+        compiling: seconds that the longest row with a compiler has needed; None before there was one.
+        running: the same without one, of the table at hand.
     """
 
     began: float
@@ -144,6 +152,7 @@ def measure(
 ) -> dict[str, Measured]:
     """One table: the variants of one network at one batch; on a GPU as many as end before the part's time is up."""
     device, on_gpu, batch = arguments.device, arguments.device != "cpu", part.batch
+    budget.running = None  # another network or batch takes another time
     until = budget.until(part.share) if on_gpu else float("inf")
     if arguments.ckpt:
         _, model, backbone = arguments.trained
@@ -164,8 +173,8 @@ def measure(
 
     actions: dict[str, Callable[..., Tensor]] = {}
     missing: dict[str, str] = {}
-    facts: dict[str, dict[str, str]] = {"PSNR dB": {}, "warm-up s": {}, "peak MiB": {}}
-    reference: Tensor | None = None
+    facts: dict[str, dict[str, str]] = {"PSNR dB": {}, "one step's error": {}, "warm-up s": {}, "peak MiB": {}}
+    reference: tuple[Tensor, Tensor] | None = None
     for label, variant in variants.items():
         if actions and not budget.allows(variant, until):
             missing[label] = "left out: no time"
@@ -181,17 +190,25 @@ def measure(
 
             warming = time.perf_counter()
             result = sample()
+            if on_gpu:
+                torch.cuda.synchronize()
+                facts["peak MiB"][label] = f"{(torch.cuda.max_memory_allocated() - held) / 2**20:.0f}"
+            facts["warm-up s"][label] = f"{time.perf_counter() - warming:.1f}"
+            first = sample(steps=1)
+            if on_gpu:
+                # Said at once: if a later row breaks the GPU's context, no table of this one comes.
+                report.say(
+                    f"{label}: ready in {facts['warm-up s'][label]} s, then {seconds_of(sample, device):.3f} s\n"
+                )
         except Exception as error:  # a variant that this machine cannot run is a row of the report, not its end
             missing[label] = in_a_line(error)
             budget.took(variant, time.monotonic() - began)
             continue
-        if on_gpu:
-            torch.cuda.synchronize()
-            facts["peak MiB"][label] = f"{(torch.cuda.max_memory_allocated() - held) / 2**20:.0f}"
-        facts["warm-up s"][label] = f"{time.perf_counter() - warming:.1f}"
         budget.took(variant, time.monotonic() - began)
-        reference = result if reference is None else reference
-        facts["PSNR dB"][label] = psnr(result, reference, backbone)
+        reference = reference or (result, first)
+        facts["PSNR dB"][label] = psnr(result, reference[0], backbone)
+        moved = (reference[1] - case.arguments["noise"]).float().norm()
+        facts["one step's error"][label] = f"{float((first - reference[1]).float().norm() / moved):.1e}"
         actions[label] = sample
     if not actions:
         report.say("nothing could be run: " + "; ".join(f"{label}: {why}" for label, why in missing.items()))
@@ -266,7 +283,7 @@ def main() -> None:
     parser.add_argument("--approximate", action="store_true", help="also what changes results, best with --ckpt")
     parser.add_argument("--peak", type=float, default=PEAK, help="operations a second of the floor (default 790e12)")
     parser.add_argument("--profile", action="store_true", help="on a GPU: show the kernels in any case")
-    parser.add_argument("--minutes", type=float, default=4.2, help="on a GPU: no row begins that would end after (4.2)")
+    parser.add_argument("--minutes", type=float, default=4.4, help="on a GPU: no row begins that would end after (4.4)")
     arguments = parser.parse_args()
     on_gpu = arguments.device != "cpu"
     choose_device(parser, arguments.device)
@@ -280,11 +297,16 @@ def main() -> None:
     parts, budget = parts_of(arguments, variants), Budget(time.monotonic(), arguments.minutes)
     results: dict[Part, dict[str, Measured]] = {}
     for part in parts:
-        results[part] = measure(report, part, {n: variants[n] for n in part.labels or ()}, arguments, budget)
-        torch._dynamo.reset()  # which keeps what it compiled, and so the networks
-        gc.collect()
-        if on_gpu:
-            torch.cuda.empty_cache()
+        try:
+            results[part] = measure(report, part, {n: variants[n] for n in part.labels or ()}, arguments, budget)
+            torch._dynamo.reset()  # which keeps what it compiled, and so the networks
+            gc.collect()
+            if on_gpu:
+                torch.cuda.empty_cache()
+        except Exception as error:  # of the GPU as a whole, which may be of no use any more: what was found is written
+            if not on_gpu:
+                raise
+            report.say(f"this table ended early: {in_a_line(error)}")
     sum_up(report, results, arguments, {n for n, variant in variants.items() if variant.approximate})
     report.write(arguments.out)
 

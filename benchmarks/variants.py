@@ -120,18 +120,16 @@ class Part:
 
 MAIN = ("plain", "exact", "cuda_graphs")
 
-TARGETS_ROWS = (*MAIN, "fp8")
-
 GPU_PARTS = (
-    Part("dit4sr", "sd35_medium", 1, TARGETS_ROWS, 0.5),
-    Part("dit4sr", "sd35_medium", 8, MAIN, 0.7),
-    Part("sd3_controlnet", "sd35_medium", 1, TARGETS_ROWS, 0.9),
-    Part("sd3_controlnet", "sd35_medium", 8, MAIN, 0.95),
+    Part("dit4sr", "sd35_medium", 1, (*MAIN, "fp8"), 0.5),
+    Part("sd3_controlnet", "sd35_medium", 1, MAIN, 0.75),
+    Part("dit4sr", "sd35_medium", 8, MAIN, 1.0),
+    Part("sd3_controlnet", "sd35_medium", 8, MAIN, 1.0),
     Part(
         "dit4sr",
         "sd35_medium",
         1,
-        ("plain", "compiled", "cuda_graphs, combo_kernels", "cuda_graphs, batch_streams",
+        ("plain", "cuda_graphs, batch_streams", "cuda_graphs, combo_kernels", "compiled",
          "cuda_graphs, depth_wise: conv", "cuda_graphs, not fused", "plain, float32", "step", "cuda_graphs, tuned"),
         1.0,
     ),

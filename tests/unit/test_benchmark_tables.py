@@ -20,6 +20,7 @@ import measuring  # noqa: E402
 import sampling  # noqa: E402
 import targets  # noqa: E402
 import tracing  # noqa: E402
+import training  # noqa: E402
 from variants import GPU_PARTS, Part, approximations, on_the_gpu  # noqa: E402
 
 
@@ -41,7 +42,7 @@ def measured(seconds: float, ratio: float = 1.0) -> measuring.Measured:
 def test_the_targets_rows_come_first_and_every_row_has_a_table() -> None:
     rows = on_the_gpu()
     first = [(part.model, part.batch) for part in GPU_PARTS[:4]]
-    assert first == [("dit4sr", 1), ("dit4sr", 8), ("sd3_controlnet", 1), ("sd3_controlnet", 8)]
+    assert first == [("dit4sr", 1), ("sd3_controlnet", 1), ("dit4sr", 8), ("sd3_controlnet", 8)]
     assert GPU_PARTS[0].labels is not None and GPU_PARTS[0].labels[:4] == ("plain", "exact", "cuda_graphs", "fp8")
     assert all(part.labels is not None and part.labels[0] == "plain" for part in GPU_PARTS)
     assert {label for part in GPU_PARTS for label in part.labels or ()} == set(rows)
@@ -74,10 +75,10 @@ def test_rows_that_are_asked_for_are_in_a_table_and_tables_without_them_are_not(
     (one,) = parts_of(variants=["exact, int8"])
     assert one.labels == ("plain", "exact, int8") and one.share == 1
     found = parts_of(variants=["fp8", "step"])
-    rows = [("plain", "fp8"), ("plain", "fp8"), ("plain", "step")]
-    assert [part.labels for part in found] == rows and [part.share for part in found] == [0.5, 0.9, 1]
-    first, second = parts_of(variants=["fp8"])
-    assert (first.share, second.share) == (pytest.approx(5 / 9), 1), "what the others would take is theirs"
+    rows = [("plain", "fp8"), ("plain", "step")]
+    assert [part.labels for part in found] == rows and [part.share for part in found] == [0.5, 1]
+    (alone,) = parts_of(variants=["fp8"])
+    assert alone.share == 1, "what the others would take is its"
     assert [part.labels for part in parts_of(variants=["plain"])] == [("plain",)] * len(GPU_PARTS)
     chosen = parts_of(batches=[2], approximate=True)
     assert [(part.model, part.batch) for part in chosen] == [("dit4sr", 2), ("sd3_controlnet", 2)]
@@ -300,3 +301,13 @@ def test_training_steps_without_time_are_left_out_and_compiled_ones_first() -> N
     assert list(ready) == ["checkpointing"] and len(missing) == 2, "one at least"
     ready, missing = training.warmed(steps, "cpu", float("inf"))
     assert list(ready) == list(steps) and not missing
+
+
+def test_what_fails_on_a_gpu_after_the_tables_is_a_line() -> None:
+    report = Said("training", "cpu")
+    with pytest.raises(ValueError, match="broken"), training.said(report, "The trace"):
+        raise ValueError("broken")
+    report.device = "cuda"
+    with training.said(report, "The trace"):
+        raise ValueError("broken")
+    assert report.lines[-1] == "The trace ended early: ValueError: broken\n"

@@ -292,8 +292,6 @@ def test_the_full_size_fits_the_memory_it_is_meant_for() -> None:
 
 
 def test_training_steps_without_time_are_left_out_and_compiled_ones_first() -> None:
-    import training
-
     steps = {"checkpointing": lambda: None, "plain": lambda: None, "compiled blocks": lambda: None}
     ready, missing = training.warmed(steps, "cpu", time.monotonic() + training.COMPILING / 2)
     assert list(ready) == ["checkpointing", "plain"] and missing == {"compiled blocks": "left out: no time"}

@@ -55,8 +55,7 @@ bench: setup  ## Measure speed on this machine's CPU (minutes)
 	$(BIN)/python benchmarks/memory.py --full $(ARGS)
 
 # Eight minutes at most: rows that there is no time for are printed as left out; one script's failure ends no other.
-# Where the packages of 8-bit rows are
-# absent and cannot be had, these rows say so and the others are measured.
+# Where the packages of 8-bit rows are absent and cannot be had, these rows say so and the others are measured.
 bench-gpu: setup  ## Measure speed on a GPU: full-size networks with random weights
 	-$(BIN)/python -c 'import importlib.util as i, sys; sys.exit(not (i.find_spec("torchao") and i.find_spec("bitsandbytes")))' || \
 	$(BIN)/python -m pip install --retries 1 --constraint constraints.txt --editable '.[quantise]'

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from fake_clock import Clock
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent, FunctionEventAvg
 
@@ -217,14 +218,14 @@ def test_rows_and_tables_without_time_are_printed_as_such(monkeypatch: pytest.Mo
 
 def test_rounds_end_where_the_time_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock that the action alone moves on: a busy machine takes longer for a call than the call does."""
-    clock = [100.0]
-    monkeypatch.setattr(measuring, "time", SimpleNamespace(monotonic=lambda: clock[0], perf_counter=lambda: clock[0]))
+    clock = Clock(100.0)
+    monkeypatch.setattr(measuring, "time", clock)
 
     def calls(until: float) -> int:
-        began = clock[0]
+        began = clock.now
 
         def action() -> None:
-            clock[0] += 0.25
+            clock.now += 0.25
 
         found = measuring.paired({"a": action}, rounds=50, warm_up=0, until=began + until)
         assert set(found["a"].values) == {0.25}

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_clock import Clock
 from tiny_checkpoint import picture, save, write_pairs
 
 from dit4sr.evaluation import measuring
@@ -33,16 +34,6 @@ def test_warm_ups_are_left_out_where_there_are_other_images_of_the_size() -> Non
     assert seconds_of_a_sample([*settled, timed("e", 8.0, warm_up=True)], SIZES) == (pytest.approx(3.65), True)
     assert seconds_of_a_sample([timed("b", 6.0, samples=3)], SIZES) == (2.0, False)
     assert seconds_of_a_sample([], SIZES) == (0.0, False)
-
-
-@dataclass
-class Clock:
-    """Seconds that only a method takes: what else a busy machine does in them would count too."""
-
-    now: float = 0.0
-
-    def perf_counter(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 import lightning
 import pytest
 import torch
+from fake_clock import Clock
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
@@ -132,18 +133,6 @@ class Line(lightning.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.parameters(), lr=0.1)
-
-
-class Clock:
-    """Seconds that only the test takes, for the monitor: a busy machine adds its own to those on the wall."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def perf_counter(self) -> float:
-        return self.now
-
-    time = perf_counter
 
 
 @pytest.fixture
